@@ -1,0 +1,190 @@
+"""Features of a torch network as a scikit-learn transformer."""
+
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from skmrr.networks import NetworkEstimator
+from skmrr.nn.hooks import as_input, captured, evaluating, find_layer, resolve_device
+from skmrr.nn.inference import predict_labels
+
+
+class FeatureExtractor(TransformerMixin, NetworkEstimator):
+    """Outputs of named layers of a network, one feature vector per row.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network. It is read only: evaluation mode, device and hooks are restored after every
+        call, also after an exception, and ``clone`` shares it.
+    layer : str or list of str
+        Dotted name(s) of the layers, as in ``model.named_modules()``. The features of several
+        layers are concatenated. Of a layer that a forward pass calls several times, the last
+        call counts.
+    pooling : {"flatten", "mean"}, default="flatten"
+        ``flatten`` keeps every activation; ``mean`` averages over all positions: over height and
+        width of (batch, channels, height, width), over tokens of (batch, tokens, dim).
+    input_shape : tuple of int, optional
+        Shape that each row of a 2-D X has for the network, e.g. ``(1, 28, 28)``.
+    clip_values : tuple of float, optional
+        Declared range of X, e.g. ``(0, 1)``; values outside raise a ``ValueError``.
+    batch_size : int, default=256
+        Rows per forward pass. Features do not depend on it.
+    device : str or torch.device, default="auto"
+        Where to compute; ``"auto"`` is where the network lives.
+    verbose : bool, default=False
+        Whether to show a progress bar.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of values in a row of X.
+    input_shape_ : tuple of int
+        Shape of a row as the network sees it.
+    layer_widths_ : dict of str to int
+        Number of features of each layer.
+    n_features_out_ : int
+        Number of features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skmrr import FeatureExtractor
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> X = np.ones((5, 4), dtype=np.float32)
+    >>> FeatureExtractor(net, layer="1").fit_transform(X).shape
+    (5, 8)
+    """
+
+    _parameter_constraints: dict = {
+        "model": [nn.Module],
+        "layer": [str, list],
+        "pooling": [StrOptions({"flatten", "mean"})],
+        "input_shape": ["array-like", None],
+        "clip_values": ["array-like", None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model,
+        layer,
+        *,
+        pooling="flatten",
+        input_shape=None,
+        clip_values=None,
+        batch_size=256,
+        device="auto",
+        verbose=False,
+    ):
+        self.model = model
+        self.layer = layer
+        self.pooling = pooling
+        self.input_shape = input_shape
+        self.clip_values = clip_values
+        self.batch_size = batch_size
+        self.device = device
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Check layers and shapes on one row; nothing is learnt.
+
+        Parameters
+        ----------
+        X : array-like, Tensor, Dataset or DataLoader of shape (n_samples, …)
+            Rows in the network's own scale.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self : object
+
+        Raises
+        ------
+        ValueError
+            If a layer is unknown, X holds NaN or infinity, or a value leaves `clip_values`.
+        """
+        for name in self._layer_names():
+            find_layer(self.model, name)
+        rows = self._read_rows(X, reset=True)
+        device = resolve_device(self.device, self.model)
+        with evaluating(self.model, device=device), torch.no_grad():
+            parts = self._layer_features(rows.take([0]), device)
+        self.layer_widths_ = {name: part.shape[1] for name, part in parts.items()}
+        self.n_features_out_ = sum(self.layer_widths_.values())
+        return self
+
+    def transform(self, X):
+        """Features of each row.
+
+        Parameters
+        ----------
+        X : array-like, Tensor, Dataset or DataLoader of shape (n_samples, …)
+            Rows of the shape seen in `fit`.
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, n_features_out_)
+            In the floating dtype of the network.
+        """
+        check_is_fitted(self, "n_features_out_")
+        rows = self._read_rows(X, reset=False)
+        device = resolve_device(self.device, self.model)
+        features: np.ndarray | None = None
+        with (
+            evaluating(self.model, device=device),
+            torch.no_grad(),
+            tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress,
+        ):
+            for positions, batch in rows.batches(self.batch_size):
+                parts = self._layer_features(batch, device)
+                part = torch.cat(list(parts.values()), dim=1).cpu().numpy()
+                if features is None:
+                    features = np.empty((len(rows), self.n_features_out_), dtype=part.dtype)
+                features[positions] = part
+                progress.update(len(batch))
+        return features
+
+    def predict(self, X):
+        """Label of each row by the network's own logits, int64 of shape (n_samples,)."""
+        check_is_fitted(self, "n_features_out_")
+        rows = self._read_rows(X, reset=False)
+        return predict_labels(self.model, rows, self.batch_size, self.device)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the features, ``<layer>_<index>``, ndarray of str of shape (n_features_out_,)."""
+        check_is_fitted(self, "n_features_out_")
+        widths = self.layer_widths_.items()
+        return np.array([f"{name}_{i}" for name, width in widths for i in range(width)], object)
+
+    def _layer_names(self) -> list[str]:
+        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
+        if not names:
+            raise ValueError("layer=[] names no layer; name at least one.")
+        return names
+
+    def _layer_features(self, batch: Tensor, device: torch.device) -> dict[str, Tensor]:
+        names = self._layer_names()
+        with captured(self.model, names) as outputs:
+            self.model(as_input(batch, self.model, device))
+        missing = [name for name in names if name not in outputs]
+        if missing:
+            raise ValueError(f"layer(s) {missing} took no part in the network's forward pass.")
+        return {name: self._pool(outputs[name]) for name in names}
+
+    def _pool(self, output: Tensor) -> Tensor:
+        if self.pooling == "mean" and output.ndim > 2:
+            # Channels come first in images, features last in token sequences.
+            output = output.flatten(2).mean(2) if output.ndim > 3 else output.mean(1)
+        return output.flatten(1)

@@ -1,0 +1,91 @@
+"""Fitted detectors as differentiable torch modules."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from skmrr.nn.densities import QuadraticDensity
+from skmrr.nn.replica import LatentMap
+
+
+def against_best_other(
+    scores: Float[Tensor, "batch classes"],
+) -> Float[Tensor, "batch classes"]:
+    """How far the best of the *other* classes is ahead of each class: max_{j≠c} s_j − s_c."""
+    (best, second), (winner, _) = (part.unbind(1) for part in scores.topk(2, dim=1))
+    is_winner = torch.arange(scores.shape[1], device=scores.device) == winner[:, None]
+    return torch.where(is_winner, second[:, None], best[:, None]) - scores
+
+
+class LatentStatistic(nn.Module):
+    """Oddness of a row under each class, read from a latent map.
+
+    Parameters
+    ----------
+    latent_map : LatentMap
+        Rows → unit features and logits.
+    statistic : {"likelihood", "contrast", "margin"}
+        ``likelihood`` is −log p(φ | c); ``contrast`` is max_{j≠c} log p(φ | j) − log p(φ | c);
+        ``margin`` is the same difference of the map's own logits.
+    density : QuadraticDensity, optional
+        Not needed for the margin.
+    """
+
+    def __init__(self, latent_map: LatentMap, statistic: str, density: QuadraticDensity | None):
+        super().__init__()
+        self.latent_map = latent_map
+        self.statistic = statistic
+        self.density = density
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Return the statistic of each row under each class, high = odd."""
+        features, logits = self.latent_map.features_and_logits(x)
+        if self.statistic == "margin":
+            return against_best_other(logits.double())
+        assert self.density is not None
+        log_density = self.density(features)
+        if self.statistic == "contrast":
+            return against_best_other(log_density)
+        return -log_density
+
+
+class DetectorModule(nn.Module):
+    """A fitted detector: ``forward(x, labels)`` is the calibrated log-survival.
+
+    Parameters
+    ----------
+    statistic : nn.Module
+        Rows → oddness under each class, shape (batch, classes), high = odd.
+    classes : Tensor of shape (classes,)
+        Sorted class labels, in the order of the statistic's columns.
+    calibration : nn.Module, optional
+        (statistic, class index) → log-survival. Without it the module cannot score yet.
+    """
+
+    classes: Tensor
+
+    def __init__(self, statistic: nn.Module, classes: Tensor, calibration: nn.Module | None = None):
+        super().__init__()
+        self.statistic = statistic
+        self.calibration = calibration
+        self.register_buffer("classes", classes)
+
+    def forward(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return the log-survival of each row under its label, ≤ 0, high = normal."""
+        if self.calibration is None:
+            raise RuntimeError("The detector is not calibrated; call calibrate(X) first.")
+        return self.calibration(*self.statistic_at(x, labels))
+
+    def statistic_at(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """Return the statistic under each row's label, and the label's column.
+
+        `labels` are the classifier's decisions; without them the nearest class, which is the one
+        that the row is least odd under.
+        """
+        statistics = self.statistic(x)
+        column = statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)
+        return statistics.gather(1, column[:, None])[:, 0], column
