@@ -1,0 +1,121 @@
+"""From an anomaly statistic to a log-survival whose threshold is a false-alarm rate."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+EXACT_RANKS = 128  # ranks at the odd end that each get a knot of their own
+COARSE_KNOTS = 128  # knots, at geometric ranks, for the rest
+MIN_CLASS_ROWS = 200  # rows that a class needs for a calibration of its own: SP = 0.5 % has a rank
+
+
+class ConformalSurvival(nn.Module):
+    """Conformal survival function of a statistic, per predicted class.
+
+    With n clean rows the rank p-value of a statistic s is (1 + #{sᵢ ≥ s}) / (n + 1); flagging
+    where it is ≤ SP raises a false alarm with probability ≤ SP in finite samples, if the rows to
+    come are exchangeable with the calibration rows (Vovk et al. 2005). This module interpolates
+    the logarithm of that p-value, never below it within the ranks, so the promise is kept for any
+    SP ≥ 1 / (n + 1). Beyond the oddest calibration row an exponential tail keeps the ranking
+    strict.
+
+    Build one with `ConformalSurvival.fit`.
+    """
+
+    knots: Tensor
+    log_survival: Tensor
+    tail_rate: Tensor
+    group_of_class: Tensor
+    n_rows: Tensor
+
+    def __init__(self, knots, log_survival, tail_rate, group_of_class, n_rows):
+        super().__init__()
+        self.register_buffer("knots", knots)  # groups m, ascending
+        self.register_buffer("log_survival", log_survival)  # groups m, descending from 0
+        self.register_buffer("tail_rate", tail_rate)  # groups
+        self.register_buffer("group_of_class", group_of_class)  # classes
+        self.register_buffer("n_rows", n_rows)  # groups
+
+    @classmethod
+    def fit(
+        cls,
+        statistic: np.ndarray,
+        columns: np.ndarray,
+        n_classes: int,
+        *,
+        min_class_rows: int = MIN_CLASS_ROWS,
+    ) -> "ConformalSurvival":
+        """Fit on clean rows that nothing else was fitted on.
+
+        Parameters
+        ----------
+        statistic : ndarray of shape (n_rows,)
+            High = odd.
+        columns : ndarray of shape (n_rows,)
+            Index of each row's predicted class.
+        n_classes : int
+            Number of classes.
+        min_class_rows : int, default=200
+            A class with fewer rows shares one calibration with the others like it, or, where
+            these are too few together, with all classes.
+        """
+        counts = np.bincount(columns, minlength=n_classes)
+        is_large = counts >= min_class_rows
+        groups = [statistic[columns == c] for c in np.flatnonzero(is_large)]
+        group_of_class = np.cumsum(is_large) - 1
+        if not is_large.all():
+            rest = statistic[~is_large[columns]]
+            groups.append(rest if len(rest) >= min_class_rows else statistic)
+            group_of_class[~is_large] = len(groups) - 1
+        curves = [_survival_knots(np.sort(group)) for group in groups]
+        width = max(2, *(len(knots) for knots, _ in curves))
+        return cls(
+            torch.as_tensor(np.stack([_pad_left(knots, width) for knots, _ in curves])),
+            torch.as_tensor(np.stack([_pad_left(logs, width) for _, logs in curves])),
+            torch.as_tensor(np.array([_tail_rate(np.sort(group)) for group in groups])),
+            torch.as_tensor(group_of_class),
+            torch.as_tensor(np.array([len(group) for group in groups])),
+        )
+
+    def forward(
+        self, statistic: Float[Tensor, " batch"], columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return log P(a clean row of this class is at least as odd), ≤ 0."""
+        group = self.group_of_class[columns]
+        knots, logs = self.knots[group], self.log_survival[group]  # batch m
+        statistic = statistic.to(knots.dtype)
+        inside = torch.clamp(statistic, knots[:, 0], knots[:, -1])[:, None]
+        upper = torch.searchsorted(knots, inside, right=True).clamp(1, knots.shape[1] - 1)
+        x0, x1 = knots.gather(1, upper - 1), knots.gather(1, upper)
+        y0, y1 = logs.gather(1, upper - 1), logs.gather(1, upper)
+        gap = torch.where(x1 > x0, x1 - x0, 1.0)  # equal knots carry equal values
+        interpolated = (y0 + (y1 - y0) * (inside - x0) / gap)[:, 0]
+        return interpolated - self.tail_rate[group] * torch.relu(statistic - knots[:, -1])
+
+
+def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Knots and the log p-value at each.
+
+    A knot carries the p-value that holds just above the knot before it, the largest within the
+    interval: the line between two knots then lies nowhere below the rank p-value.
+    """
+    n = len(ascending)
+    exact = np.arange(max(0, n - EXACT_RANKS), n)
+    coarse = n - np.geomspace(max(1, min(EXACT_RANKS, n)), n, COARSE_KNOTS).round().astype(int)
+    knots = np.unique(ascending[np.concatenate([coarse, exact])])
+    above = n - np.searchsorted(ascending, knots[:-1], side="right")
+    return knots, np.concatenate([[0.0], np.log((1 + above) / (n + 1))])
+
+
+def _tail_rate(ascending: np.ndarray) -> float:
+    """Rate of an exponential tail, by the mean excess of the oddest rows."""
+    n = len(ascending)
+    k = min(n - 1, max(10, int(np.sqrt(n))))
+    excess = float(np.mean(ascending[n - k :] - ascending[n - k - 1])) if k > 0 else 0.0
+    rounding = np.finfo(np.float64).eps * float(np.abs(ascending).max())
+    return 1.0 / next((s for s in (excess, float(ascending.std())) if s > rounding), 1.0)
+
+
+def _pad_left(values: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(values, (width - len(values), 0), mode="edge")

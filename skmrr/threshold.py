@@ -1,0 +1,110 @@
+"""Reading a log-survival: risk, threshold and verdict, free to change after fitting."""
+
+import math
+from numbers import Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.validation import check_is_fitted
+
+ADVERSARIAL = -1  # in y: no clean example of any class; of predict: flagged; of classify: unknown
+
+
+class RiskMixin(OutlierMixin):
+    """What follows from ``score_samples`` (a log-survival) and ``security_parameter`` alone."""
+
+    @property
+    def offset_(self) -> float:
+        """Threshold on the score: the logarithm of `security_parameter`."""
+        return math.log(self.security_parameter)
+
+    def decision_function(self, X, *, labels=None):
+        """Score minus threshold, shape (n_samples,): negative where a row is flagged."""
+        return self.score_samples(X, labels=labels) - self.offset_
+
+    def predict(self, X, *, labels=None):
+        """Verdict of each row, shape (n_samples,): +1 legitimate, −1 adversarial."""
+        return np.where(self.decision_function(X, labels=labels) >= 0, 1, ADVERSARIAL)
+
+    def risk(self, X, *, labels=None):
+        """Risk of each row, shape (n_samples,), float64 in [0, 1]: 0 is safe.
+
+        A clean row's risk exceeds 1 − q with probability at most q.
+        """
+        return -np.expm1(self.score_samples(X, labels=labels))
+
+
+class FixedThresholdDetector(RiskMixin, BaseEstimator):
+    """Detector with a threshold of its own around another detector.
+
+    Around a ``FrozenEstimator`` it never fits anything, so that a search over
+    ``security_parameter`` costs scoring alone.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A detector, or a Pipeline that ends in one. It is cloned and fitted, unless frozen by
+        ``sklearn.frozen.FrozenEstimator``.
+    security_parameter : float, default=0.01
+        Share of clean rows that may be flagged.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted detector.
+    offset_ : float
+        Threshold on the score, log(`security_parameter`).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from skmrr import FixedThresholdDetector, LatentDefender
+    >>> X, y = load_digits(return_X_y=True)
+    >>> defender = LatentDefender(max_epochs=3, random_state=0).fit(X, y)
+    >>> strict = FixedThresholdDetector(FrozenEstimator(defender), security_parameter=0.2).fit(X, y)
+    >>> bool((strict.predict(X) == -1).sum() > (defender.predict(X) == -1).sum())
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit", "score_samples"])],
+        "security_parameter": [Interval(Real, 0, 1, closed="neither")],
+    }
+
+    def __init__(self, estimator, *, security_parameter=0.01):
+        self.estimator = estimator
+        self.security_parameter = security_parameter
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, **params):
+        """Fit a clone of the detector, or take the frozen one as it is.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, …)
+            Rows, as the detector takes them.
+        y : array-like of shape (n_samples,), optional
+            Class labels, −1 for adversarial rows.
+        **params : dict
+            Handed to the detector's fit.
+
+        Returns
+        -------
+        self : object
+        """
+        self.estimator_ = clone(self.estimator).fit(X, y, **params)
+        return self
+
+    def score_samples(self, X, *, labels=None):
+        """Log-survival by the detector, ndarray of shape (n_samples,)."""
+        check_is_fitted(self, "estimator_")
+        # A Pipeline takes no labels unless metadata routing is on.
+        return self.estimator_.score_samples(X, **({} if labels is None else {"labels": labels}))
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of values in a row of X."""
+        check_is_fitted(self, "estimator_")
+        return self.estimator_.n_features_in_

@@ -1,0 +1,59 @@
+"""Checks of labels and of sample sizes, whose errors name the cure."""
+
+import math
+
+import numpy as np
+import torch
+from sklearn.utils.validation import column_or_1d
+
+from skmrr.threshold import ADVERSARIAL
+
+
+def check_labels(labels, n_rows: int, name: str) -> np.ndarray:
+    """`labels` as an int64 array with an entry a row, each a class index or -1.
+
+    Raises
+    ------
+    ValueError
+        If the length is not `n_rows`, or an entry is neither.
+    """
+    if isinstance(labels, torch.Tensor):
+        labels = labels.detach().cpu().numpy()
+    labels = column_or_1d(labels)
+    if len(labels) != n_rows:
+        raise ValueError(f"{name} has {len(labels)} entries but X has {n_rows} rows.")
+    try:
+        whole = labels.astype(np.int64)
+        fits = np.array_equal(whole, labels) and whole.min() >= ADVERSARIAL
+    except (ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} must hold class indices (integers from 0), or -1 for adversarial rows; "
+            "encode other labels, e.g. by sklearn.preprocessing.LabelEncoder."
+        )
+    return whole
+
+
+def check_known(labels: np.ndarray, classes: np.ndarray) -> None:
+    """Raise a ValueError if a label is of no class that the detector was fitted on."""
+    unknown = np.setdiff1d(labels, classes)
+    if len(unknown):
+        raise ValueError(
+            f"labels hold {unknown.tolist()}, but the detector was fitted on classes "
+            f"{classes.tolist()}; fit it on clean rows of every class."
+        )
+
+
+def check_enough(n_rows: int, security_parameter: float, n_samples: int) -> None:
+    """Raise a ValueError if `n_rows` cannot promise a false-alarm rate.
+
+    The smallest rank p-value among n rows is 1 / (n + 1).
+    """
+    needed = math.ceil(1 / security_parameter - 1e-9) - 1
+    if n_rows < needed:
+        raise ValueError(
+            f"Too few calibration rows: {n_rows} (of n_samples={n_samples}) cannot promise "
+            f"security_parameter={security_parameter}, which takes at least {needed}. "
+            "Give more rows, or raise security_parameter or calibration_fraction."
+        )
