@@ -1,0 +1,34 @@
+"""Every estimator against every check of scikit-learn, on 2-D input that it really fits."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from skmrr import FeatureExtractor, FixedThresholdDetector, LatentDefender
+
+# The checks fit on ten rows and up: a coarse false-alarm rate that so few can promise, and
+# short trainings. Everything else is as users get it.
+small = {"security_parameter": 0.25, "calibration_fraction": 0.5, "max_epochs": 2}
+
+ESTIMATORS = [
+    FeatureExtractor(nn.Sequential(nn.Tanh()), layer="0"),
+    FixedThresholdDetector(LatentDefender(**small, random_state=0), security_parameter=0.25),
+    LatentDefender(**small),
+    LatentDefender(**small, density="gaussian", statistic="likelihood", realign=False),
+    LatentDefender(**small, density="ppca", statistic="likelihood", exploration_radius=0.1),
+    LatentDefender(**small, density="distance", statistic="likelihood", early_stopping=True),
+]
+
+
+@parametrize_with_checks(ESTIMATORS)
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+def test_checks_are_not_vacuous():
+    """No estimator opts out of the checks by its tags."""
+    for estimator in ESTIMATORS:
+        tags = estimator.__sklearn_tags__()
+        assert not tags._skip_test
+        assert not tags.no_validation
+        assert tags.input_tags.two_d_array
