@@ -105,16 +105,20 @@ class _ArrayPickler(pickle.Pickler):
     def reducer_override(self, obj):
         if isinstance(obj, torch.Tensor):
             flat = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            is_parameter = isinstance(obj, nn.Parameter)
-            device = str(obj.device)
-            return _tensor, (flat, obj.dtype, obj.shape, device, is_parameter, obj.requires_grad)
+            layout = (obj.dtype, obj.shape, obj.stride(), str(obj.device))
+            return _tensor, (flat, *layout, isinstance(obj, nn.Parameter), obj.requires_grad)
         return NotImplemented
 
 
-def _tensor(flat, dtype, shape, device, is_parameter, requires_grad) -> torch.Tensor:
+def _tensor(flat, dtype, shape, stride, device, is_parameter, requires_grad) -> torch.Tensor:
     # What left an accelerator comes back to it, or to the CPU of a machine without one.
     home = device if device == "cpu" or torch.cuda.is_available() else "cpu"
-    tensor = torch.as_tensor(flat).view(dtype).reshape(shape).to(home)
+    tensor = torch.as_tensor(flat).view(dtype).reshape(shape)
+    extent = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if extent == tensor.numel():
+        # Dense: keep the order of the axes in memory, in which convolutions round differently.
+        tensor = torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
+    tensor = tensor.to(home)
     return nn.Parameter(tensor, requires_grad) if is_parameter else tensor
 
 

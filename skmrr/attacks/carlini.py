@@ -29,7 +29,7 @@ def carlini_l2(
     *,
     confidence: float = 0.0,
     targeted: bool = False,
-    clip_values: tuple[float, float] = (0.0, 1.0),
+    clip_values: tuple = (0.0, 1.0),
     search_steps: int = 6,
     max_iter: int = 200,
     learning_rate: float = 0.05,

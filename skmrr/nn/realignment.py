@@ -90,7 +90,7 @@ class Exploration:
 
     radius: float
     steps: int
-    clip_values: tuple[float, float] | None = None
+    clip_values: tuple | None = None
 
     def worst_points(self, x: Tensor, loss, progress: float = 1.0) -> Tensor:
         """Return points around `x` that (nearly) maximise ``loss(points)``.
@@ -154,8 +154,8 @@ class Realigner:
         Parameters
         ----------
         held_out : ndarray of int
-            Rows whose clean loss stops the training when it has not fallen for `patience` epochs,
-            and picks the best epoch. With none, all epochs run and the last one is kept.
+            Rows whose clean cross-entropy stops the training when it has not fallen for
+            `patience` epochs, and picks the best epoch. With none, the last epoch is kept.
 
         Returns
         -------
@@ -192,12 +192,13 @@ class Realigner:
         return history
 
     def _epoch(self, batches, optimizer=None, bar=None) -> float:
-        """Mean loss over `batches`; with an optimizer, of training, else of the average."""
+        """Mean loss over `batches`: of training, or clean cross-entropy of the averaged map."""
         total, n = 0.0, 0
         for x, classes in batches:
             if optimizer is None:
                 with evaluating(self.averaged), torch.no_grad():
-                    loss = self._loss(self.averaged.module, x, classes)
+                    logits = self.averaged.module.features_and_logits(x)[1]
+                    loss = functional.cross_entropy(logits, classes)
             else:
                 loss = self._step(x, classes, optimizer)
                 bar.update()

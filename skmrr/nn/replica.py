@@ -28,7 +28,7 @@ class LatentMap(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self, x: Tensor, classes: Int[Tensor, " batch"], n_classes: int) -> None:
-        """Set data-dependent constants from one batch of clean rows."""
+        """Set data-dependent constants from one batch of clean rows, unless they are set."""
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch dim"]:
         """Return the unit features alone."""
@@ -60,21 +60,22 @@ class Replica(LatentMap):
             find_layer(network, layer)
         self.network = copy.deepcopy(network)
         self.layer = layer
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.zeros(()))
 
     def features_and_logits(self, x):
         """Run the copy once, normalising at the checkpoint on the way."""
+        scale = torch.where(self.scale > 0, self.scale, 1.0)
         features: list[Tensor] = []
 
         def normalise(checkpoint: Tensor) -> Tensor:
             features[:] = [functional.normalize(checkpoint.flatten(1))]
-            return (self.scale * features[0]).view_as(checkpoint)
+            return (scale * features[0]).view_as(checkpoint)
 
         logits = self._run(x, normalise)
         return features[0], logits
 
     def initialise(self, x, classes, n_classes):
-        """Set ``scale`` to the mean norm of the checkpoint's features.
+        """Set ``scale`` to the mean norm of the checkpoint's features, the first time.
 
         Raises
         ------
@@ -94,7 +95,8 @@ class Replica(LatentMap):
                 f"y holds {n_classes} classes but the replica has {logits.shape[1]} logits; "
                 "give y in the classifier's own class indices, every class present."
             )
-        self.scale.copy_(norms[0].mean())
+        if self.scale == 0:
+            self.scale.copy_(norms[0].mean())
 
     def _run(self, x, at_checkpoint):
         if self.layer is None:
@@ -128,6 +130,8 @@ class CosineMap(LatentMap):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.head = nn.Linear(dim, n_classes, dtype=module_dtype(encoder, torch.float32))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def features_and_logits(self, x):
         """Encode, normalise, classify."""
@@ -136,11 +140,12 @@ class CosineMap(LatentMap):
 
     def initialise(self, x, classes, n_classes):
         """Point the head's rows at the class means, which makes it a nearest-mean classifier."""
+        if self.head.weight.any():
+            return
         with torch.no_grad():
             features = self.features_and_logits(x)[0]
             means = class_means(features, classes, n_classes)
             self.head.weight.copy_(functional.normalize(means))
-            self.head.bias.zero_()
 
 
 def replicate(classifier: nn.Module, layer: str | None = None) -> Replica:

@@ -105,7 +105,7 @@ def check_values(batch: Tensor, clip_values=None) -> None:
         check_range(float(batch.min()), float(batch.max()), clip_values)
 
 
-def check_range(lowest: float, highest: float, clip_values: tuple[float, float]) -> None:
+def check_range(lowest: float, highest: float, clip_values) -> None:
     """Raise a ValueError if [lowest, highest] leaves the declared range of pixels."""
     low, high = clip_values
     slack = 1e-6 * (high - low)  # float32 rounding of a rescaled image is no error
