@@ -1,0 +1,154 @@
+"""
+Is my classifier being fooled?
+==============================
+
+Train a small network on scikit-learn's bundled digits, fit a defender on clean images alone, then
+attack the network with the Adversarial Robustness Toolbox and see who notices.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
+from art.estimators.classification import PyTorchClassifier
+from sklearn.metrics import RocCurveDisplay, roc_auc_score
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from skmrr import LatentDefender, replicate
+from skmrr.datasets import load_digits_images
+from skmrr.evaluation import tpr_at_fpr
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int, default=40, help="of the network and of the defender")
+parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
+args, _ = parser.parse_known_args()
+torch.manual_seed(0)
+torch.set_num_threads(1)  # images of 8×8 are too small to share among threads
+
+# %%
+# A classifier that knows nothing of all this
+# -------------------------------------------
+
+X, y = load_digits_images()  # (1797, 1, 8, 8) in [0, 1]
+X_train, X_test, y_train, y_test = train_test_split(
+    X, y, test_size=0.3, random_state=0, stratify=y
+)
+
+classifier = nn.Sequential(
+    nn.Conv2d(1, 16, 3, padding=1),
+    nn.ReLU(),
+    nn.Conv2d(16, 32, 3, padding=1),
+    nn.ReLU(),
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.Linear(512, 64),
+    nn.ReLU(),
+    nn.Dropout(0.5),
+    nn.Linear(64, 10),
+)
+optimizer = torch.optim.Adam(classifier.parameters(), 2e-3)
+x, labels = torch.as_tensor(X_train), torch.as_tensor(y_train)
+for _ in range(args.epochs):
+    for batch in torch.randperm(len(x)).split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(x[batch]), labels[batch]).backward()
+        optimizer.step()
+classifier.eval()
+
+# %%
+# A defender beside it
+# --------------------
+# It is a copy of the network that learns, from clean images alone, what each class looks like
+# even at the worst point of a small ball around each image. A fifth of the images is held out to
+# calibrate the risk. The classifier stays as it is.
+
+defender = LatentDefender(
+    replicate(classifier),
+    classifier=classifier,
+    exploration_radius=0.2,
+    clip_values=(0, 1),
+    max_epochs=args.epochs,
+    learning_rate=3e-3,
+    security_parameter=0.05,
+    random_state=0,
+).fit(X_train, y_train)
+
+# %%
+# An attacker
+# -----------
+# Only attacks that succeed count: the image was classified rightly and no longer is.
+
+wrapped = PyTorchClassifier(
+    classifier, nn.CrossEntropyLoss(), (1, 8, 8), nb_classes=10, clip_values=(0, 1)
+)
+attacks = {
+    f"{name} {eps}": attack
+    for eps in (0.05, 0.1, 0.2)
+    for name, attack in (
+        ("FGSM", FastGradientMethod(wrapped, eps=eps, batch_size=512)),
+        (
+            "BIM",
+            BasicIterativeMethod(wrapped, eps, eps / 8, 20, batch_size=512, verbose=False),
+        ),
+    )
+}
+decided = wrapped.predict(X_test).argmax(1)
+adversarial = {}
+for name, attack in attacks.items():
+    X_attacked = attack.generate(X_test, y_test)
+    fooled = (decided == y_test) & (wrapped.predict(X_attacked).argmax(1) != y_test)
+    adversarial[name] = X_attacked[fooled]
+
+# %%
+# The risk tells
+# --------------
+# The clean side is every test image, also those that the classifier gets wrong by itself.
+
+clean_score = defender.score_samples(X_test)
+scores = {name: defender.score_samples(X_attacked) for name, X_attacked in adversarial.items()}
+
+print(f"classifier: {np.mean(decided == y_test):.1%} of {len(X_test)} test images right")
+print("\nattack      fooled   AUC   caught at 5 % false alarms")
+for name, score in scores.items():
+    is_adversarial = np.r_[np.zeros(len(clean_score)), np.ones(len(score))]
+    auc = roc_auc_score(is_adversarial, -np.r_[clean_score, score])
+    caught = tpr_at_fpr(clean_score, score, fpr=0.05)
+    print(f"{name:10} {len(score):7} {auc:6.3f}   {caught:.1%}")
+print("\nfalse alarms on clean test images, promised and measured:")
+for sp in (0.01, 0.05, 0.1):
+    defender.set_params(security_parameter=sp)  # free: no refit, no rescoring of anything
+    print(f"  SP = {sp:4.0%}   {np.mean(defender.predict(X_test) == -1):.1%}")
+
+# %%
+# Pictures
+# --------
+
+strongest = list(scores)[-1]
+fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+bins = np.linspace(0, 1, 41)
+left.hist(-np.expm1(clean_score), bins, density=True, alpha=0.7, label="clean test images")
+all_risks = np.concatenate([-np.expm1(score) for score in scores.values()])
+left.hist(all_risks, bins, density=True, alpha=0.7, label="adversarial images, all attacks")
+left.set(xlabel="risk", ylabel="density", yscale="log", title="Risk of clean and attacked images")
+left.legend()
+for name, score in scores.items():
+    RocCurveDisplay.from_predictions(
+        np.r_[np.zeros(len(clean_score)), np.ones(len(score))],
+        -np.r_[clean_score, score],
+        name=name,
+        ax=right,
+    )
+right.set(
+    xlim=(0, 0.25),
+    ylim=(0.5, 1.01),
+    xlabel="false alarms on clean images",
+    ylabel="adversarial images caught",
+    title="Who notices, and at what price",
+)
+args.output.mkdir(parents=True, exist_ok=True)
+fig.savefig(args.output / "plot_digits.png", dpi=120)
+print(f"\npicture: {args.output / 'plot_digits.png'}")

@@ -1,0 +1,79 @@
+"""Densities agree with scikit-learn's own estimators."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import OAS
+from sklearn.decomposition import PCA
+from scipy.stats import multivariate_normal
+
+from skmrr.nn.densities import ClassMoments, distance, gaussian, ppca
+
+
+@pytest.fixture
+def classes(rng):
+    """Features of three classes that differ in mean, scale and orientation."""
+    counts, dim = [300, 500, 80], 12
+    features = [
+        rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim)) * 0.3 + 2 * c
+        for c, n in enumerate(counts)
+    ]
+    return features
+
+
+def moments_of(classes, batch_size=64):
+    features = torch.as_tensor(np.concatenate(classes))
+    labels = torch.as_tensor(np.repeat(np.arange(len(classes)), [len(c) for c in classes]))
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    moments = ClassMoments(len(classes), features.shape[1])
+    for batch in order.split(batch_size):
+        moments.update(features[batch], labels[batch])
+    return moments
+
+
+def test_streamed_moments_are_those_of_all_rows(classes):
+    moments = moments_of(classes)
+    for c, rows in enumerate(classes):
+        np.testing.assert_allclose(moments.means[c], rows.mean(0))
+        np.testing.assert_allclose(moments.covariances[c], np.cov(rows.T, bias=True), atol=1e-9)
+    np.testing.assert_allclose(
+        moments.pooled_covariance, np.cov(np.concatenate(classes).T, bias=True), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("n_components", [1, 5, 11, 0.9])
+def test_ppca_is_scikit_learns(classes, rng, n_components):
+    fresh = rng.standard_normal((50, 12)) * 2
+    log_density = ppca(moments_of(classes), n_components)(torch.as_tensor(fresh)).numpy()
+    for c, rows in enumerate(classes):
+        pca = PCA(n_components, svd_solver="full").fit(rows)
+        # scikit-learn divides by n − 1; the likelihood is maximal for n.
+        shrink = (len(rows) - 1) / len(rows)
+        pca.explained_variance_ *= shrink
+        pca.noise_variance_ *= shrink
+        np.testing.assert_allclose(log_density[:, c], pca.score_samples(fresh), rtol=1e-6)
+
+
+def test_gaussian_is_scikit_learns_oas(classes, rng):
+    fresh = rng.standard_normal((50, 12)) * 2
+    log_density = gaussian(moments_of(classes))(torch.as_tensor(fresh)).numpy()
+    for c, rows in enumerate(classes):
+        covariance = OAS().fit(rows).covariance_
+        expected = multivariate_normal(rows.mean(0), covariance).logpdf(fresh)
+        np.testing.assert_allclose(log_density[:, c], expected, rtol=1e-6)
+
+
+def test_distance_is_euclidean_in_the_pca_subspace(classes, rng):
+    fresh = rng.standard_normal((50, 12))
+    pca = PCA(0.9, svd_solver="full").fit(np.concatenate(classes))
+    log_density = distance(moments_of(classes), 0.9)(torch.as_tensor(fresh)).numpy()
+    for c, rows in enumerate(classes):
+        gap = pca.transform(fresh) - pca.transform(rows).mean(0)
+        np.testing.assert_allclose(log_density[:, c], -np.square(gap).sum(1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("fit", [gaussian, lambda m: ppca(m, 0.99), lambda m: distance(m, 0.99)])
+def test_constant_features_and_single_rows_give_finite_densities(fit):
+    rows = [np.c_[np.linspace(0, 1, 20), np.zeros((20, 3))], np.array([[0.5, 0, 0, 0]])]
+    log_density = fit(moments_of(rows))(torch.rand(10, 4, dtype=torch.float64))
+    assert torch.isfinite(log_density).all()

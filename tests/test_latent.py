@@ -1,0 +1,383 @@
+import copy
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from skmrr import FeatureExtractor, LatentDefender, replicate
+from skmrr.nn.hooks import find_layer
+
+
+def n_hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.fixture(scope="module")
+def defender(net, digits):
+    """Replica of the net with exploration, fitted on images 0–1400; 1400 on are new to it."""
+    X, y = digits
+    return LatentDefender(
+        replicate(net),
+        classifier=net,
+        exploration_radius=0.2,
+        clip_values=(0, 1),
+        max_epochs=30,
+        learning_rate=5e-3,
+        random_state=0,
+    ).fit(X[:1400], y[:1400])
+
+
+@pytest.fixture(scope="module")
+def fgsm(net, digits):
+    """One signed step of 0.2 on the net; only the successes on rightly classified images."""
+    x, labels = (torch.as_tensor(part[1400:]) for part in digits)
+    x = x.clone().requires_grad_(True)
+    nn.functional.cross_entropy(net(x), labels).backward()
+    adversarial = (x + 0.2 * x.grad.sign()).clamp(0, 1).detach()
+    fooled = (net(x).argmax(1) == labels) & (net(adversarial).argmax(1) != labels)
+    return adversarial[fooled].numpy()
+
+
+def test_detects_what_fools_the_classifier(defender, digits, fgsm):
+    assert len(fgsm) > 100
+    clean, adversarial = defender.risk(digits[0][1400:]), defender.risk(fgsm)
+    assert np.mean(adversarial[:, None] > clean) > 0.93
+    assert np.median(adversarial) > 0.9
+    assert np.mean(defender.predict(digits[0][1400:]) == -1) < 0.05
+
+
+def test_risk_score_and_verdict_are_one_quantity(defender, digits):
+    X = digits[0][1400:]
+    score = defender.score_samples(X)
+    assert score.dtype == np.float64
+    assert np.all(score <= 0)
+    risk = defender.risk(X)
+    assert np.all((risk >= 0) & (risk <= 1))
+    np.testing.assert_allclose(risk, 1 - np.exp(score), atol=1e-12)
+    np.testing.assert_array_equal(defender.predict(X) == -1, score < np.log(0.01))
+    np.testing.assert_array_equal(defender.decision_function(X), score - np.log(0.01))
+
+
+def test_security_parameter_is_free_to_change(defender, digits):
+    X = digits[0][1400:]
+    strict = copy.copy(defender).set_params(security_parameter=0.3)
+    assert strict.module_ is defender.module_
+    np.testing.assert_array_equal(strict.score_samples(X), defender.score_samples(X))
+    assert (strict.predict(X) == -1).sum() > (defender.predict(X) == -1).sum()
+    assert strict.offset_ == np.log(0.3)
+
+
+def test_classify_gives_the_classifiers_class_or_minus_one(defender, net, digits):
+    X = digits[0][1400:]
+    labels = net(torch.as_tensor(X)).argmax(1).numpy()
+    flagged = defender.predict(X) == -1
+    classes = defender.classify(X)
+    np.testing.assert_array_equal(classes[~flagged], labels[~flagged])
+    assert np.all(classes[flagged] == -1)
+
+
+def test_labels_given_are_labels_used(defender, net, digits):
+    X = digits[0][1400:]
+    labels = net(torch.as_tensor(X)).argmax(1).numpy()
+    expected = defender.score_samples(X)
+    np.testing.assert_allclose(defender.score_samples(X, labels=labels), expected, rtol=1e-6)
+    assert np.median(defender.risk(X, labels=(labels + 1) % 10)) > 0.99
+
+
+@pytest.mark.parametrize("batch_size", [1, 37, 5000])
+def test_batch_size_changes_nothing(defender, digits, batch_size):
+    X = digits[0][1400:1500]
+    other = copy.copy(defender).set_params(batch_size=batch_size)
+    np.testing.assert_allclose(other.score_samples(X), defender.score_samples(X), atol=1e-4)
+
+
+def test_order_and_threads_change_nothing(defender, digits, rng):
+    X = digits[0][1400:]
+    scores, order = defender.score_samples(X), rng.permutation(len(X))
+    np.testing.assert_allclose(defender.score_samples(X[order]), scores[order], atol=1e-4)
+    torch.set_num_threads(2)
+    try:
+        np.testing.assert_allclose(defender.score_samples(X), scores, atol=1e-4)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_every_kind_of_input_gives_the_same_scores(defender, digits, tmp_path):
+    X = digits[0][1400:1500]
+    expected = defender.score_samples(X)
+    np.save(tmp_path / "x.npy", X)
+    memmap = np.load(tmp_path / "x.npy", mmap_mode="r")
+    dataset = TensorDataset(torch.as_tensor(X))
+    flat = copy.copy(defender).set_params(input_shape=(1, 8, 8))
+    for scores in (
+        defender.score_samples(torch.as_tensor(X)),
+        defender.score_samples(memmap),
+        defender.score_samples(dataset),
+        defender.score_samples(DataLoader(dataset, batch_size=9, shuffle=True)),
+        flat.score_samples(X.reshape(100, 64)),
+    ):
+        np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_fit_reads_a_dataset_like_an_array(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+    defender = LatentDefender(
+        replicate(net), classifier=net, max_epochs=1, random_state=0, security_parameter=0.05
+    )
+    dataset = TensorDataset(torch.as_tensor(X), torch.as_tensor(y))
+    by_array = clone(defender).fit(X, y).score_samples(X)
+    np.testing.assert_allclose(clone(defender).fit(dataset).score_samples(X), by_array, atol=1e-4)
+
+
+def test_same_seed_same_defender(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+    kwargs = {"classifier": net, "exploration_radius": 0.1, "security_parameter": 0.05}
+    scores = []
+    for seed in (0, 0, 1):
+        before = torch.get_rng_state()
+        defender = LatentDefender(replicate(net), max_epochs=1, random_state=seed, **kwargs)
+        scores.append(defender.fit(X, y).score_samples(X))
+        assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(scores[0], scores[1])
+    assert np.abs(scores[0] - scores[2]).max() > 1e-3
+
+
+def test_rows_marked_adversarial_are_dropped_from_fit(net, digits, rng):
+    X, y = digits[0][:700], digits[1][:700]
+    noise = rng.random((300, 1, 8, 8), dtype=np.float32)
+    defender = LatentDefender(
+        replicate(net), classifier=net, max_epochs=1, random_state=0, security_parameter=0.05
+    )
+    clean = clone(defender).fit(X, y).score_samples(X)
+    mixed = clone(defender).fit(np.r_[X, noise], np.r_[y, np.full(300, -1)]).score_samples(X)
+    np.testing.assert_array_equal(mixed, clean)
+
+
+def test_networks_given_are_never_changed(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+    module = replicate(net)
+    states = [copy.deepcopy(network.state_dict()) for network in (net, module)]
+    defender = LatentDefender(
+        module, classifier=net, exploration_radius=0.1, max_epochs=1, security_parameter=0.05
+    )
+    defender.fit(X, y).risk(X)
+    for network, state in zip((net, module), states, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+        assert n_hooks(network) == 0
+        assert all(p.requires_grad for p in network.parameters())
+    copied = clone(defender)
+    assert copied.module is module
+    assert copied.classifier is net
+
+
+def test_an_interrupted_fit_leaves_the_old_defender(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+
+    class Interrupting(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(net)
+
+        def forward(self, x):
+            Interrupting.calls += 1
+            if Interrupting.calls == 5:
+                raise KeyboardInterrupt
+            return self.net(x)
+
+    module = Interrupting()
+    defender = LatentDefender(replicate(net), max_epochs=1, security_parameter=0.05).fit(X, y)
+    fitted = defender.module_
+    with pytest.raises(KeyboardInterrupt):
+        defender.set_params(module=module).fit(X, y)
+    assert defender.module_ is fitted
+    assert n_hooks(module) == 0
+    assert not torch.is_grad_enabled() or torch.ones(1, requires_grad=True).mul(2).requires_grad
+
+
+def test_calibrate_replaces_the_calibration_alone(net, digits):
+    X, y = digits
+    defender = LatentDefender(
+        replicate(net), classifier=net, max_epochs=1, calibration_fraction=0, random_state=0
+    ).fit(X[:700], y[:700])
+    with pytest.raises(NotFittedError, match=r"calibrate\(X\)"):
+        defender.score_samples(X)
+    weights = copy.deepcopy(defender.module_.statistic.state_dict())
+    defender.calibrate(X[700:1200])
+    share = np.mean(defender.score_samples(X[700:1200]) <= np.log(0.1))
+    assert 0.08 <= share <= 0.1
+    state = defender.module_.statistic.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("statistic", ["likelihood", "contrast", "margin"])
+@pytest.mark.parametrize("density", ["ppca", "gaussian", "distance"])
+def test_works_on_features_in_a_pipeline(net, digits, density, statistic, fgsm):
+    X, y = digits
+    pipeline = make_pipeline(
+        FeatureExtractor(net, "5"),
+        LatentDefender(density=density, statistic=statistic, max_epochs=3, random_state=0),
+    ).fit(X[:1400], y[:1400])
+    scores = pipeline.score_samples(X[1400:])
+    assert np.isfinite(scores).all()
+    assert np.mean(pipeline.predict(X[1400:]) == -1) < 0.06
+    assert pipeline.predict(fgsm).shape == (len(fgsm),)
+
+
+def test_without_y_and_classifier_there_is_one_class(digits):
+    X = digits[0].reshape(-1, 64)
+    defender = LatentDefender(random_state=0).fit(X[:1400])
+    assert defender.statistic_ == "likelihood"
+    assert np.mean(defender.predict(np.random.default_rng(0).random((50, 64))) == -1) == 1
+
+
+def test_without_y_the_classifiers_decisions_serve(net, digits):
+    X = digits[0][:1000]
+    labels = net(torch.as_tensor(X)).argmax(1).numpy()
+    defender = LatentDefender(replicate(net), classifier=net, max_epochs=1, random_state=0)
+    silent, told = clone(defender).fit(X), clone(defender).fit(X, labels)
+    np.testing.assert_array_equal(silent.score_samples(X), told.score_samples(X))
+
+
+def test_any_network_can_be_the_module(net, digits):
+    X, y = digits
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh())
+    defender = LatentDefender(encoder, max_epochs=5, random_state=0).fit(X[:1400], y[:1400])
+    assert defender.history_["loss"][-1] < 0.5 * defender.history_["loss"][0]
+
+
+def test_warm_start_goes_on(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 20))
+    defender = LatentDefender(
+        encoder, max_epochs=3, warm_start=True, random_state=0, security_parameter=0.05
+    )
+    first = defender.fit(X, y).history_["loss"]
+    second = defender.fit(X, y).history_["loss"]
+    assert second[0] < first[0]
+
+
+def test_early_stopping_watches_clean_held_out_rows(net, digits):
+    X, y = digits[0][:700], digits[1][:700]
+    defender = LatentDefender(
+        replicate(net),
+        early_stopping=True,
+        n_iter_no_change=1,
+        max_epochs=40,
+        learning_rate=0.01,
+        random_state=0,
+        security_parameter=0.05,
+    ).fit(X, y)
+    losses = defender.history_["held_out_loss"]
+    assert len(losses) < 40
+    assert losses[-1] >= min(losses)
+
+
+def test_module_is_the_estimator_and_differentiable(defender, net, digits):
+    x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
+    labels = net(x).argmax(1)
+    scores = defender.module_(x, labels)
+    np.testing.assert_allclose(
+        scores.detach(), defender.score_samples(x.detach().numpy()), atol=1e-6
+    )
+    odd = defender.module_(x, (labels + 1) % 10)
+    (gradient,) = torch.autograd.grad(odd.sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert torch.all(gradient.flatten(1).abs().sum(1) > 0)
+
+
+def test_pickle_keeps_the_scores(defender, digits):
+    X = digits[0][1400:1500]
+    copied = pickle.loads(pickle.dumps(defender))
+    np.testing.assert_array_equal(copied.score_samples(X), defender.score_samples(X))
+
+
+def test_scoring_a_memmap_takes_memory_for_a_batch_only(defender, tmp_path):
+    n = 60_000
+    shape = (n, 1, 8, 8)
+    X = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)
+    X[:] = np.random.default_rng(0).random(shape, dtype=np.float32)
+    X = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        defender.score_samples(X)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < X.nbytes / 4
+
+
+BAD = {
+    "nan": (lambda X, y: (np.where(X > 0.9, np.nan, X), y), "NaN"),
+    "infinity": (lambda X, y: (np.where(X > 0.9, np.inf, X), y), "infinity"),
+    "pixel range": (lambda X, y: (255 * X, y), "divide by 255"),
+    "empty": (lambda X, y: (X[:0], y[:0]), "0 sample"),
+    "short y": (lambda X, y: (X, y[:-1]), "1399 entries but X has 1400"),
+    "float y": (lambda X, y: (X, y + 0.5), "class indices"),
+    "string y": (lambda X, y: (X, y.astype(str)), "class indices|could not convert"),
+    "one class": (lambda X, y: (X[y == 3], y[y == 3]), "of every class"),
+    "a class missing": (lambda X, y: (X[y < 9], y[y < 9]), "every class"),
+    "adversarial only": (lambda X, y: (X, np.full(len(y), -1)), "needs clean rows"),
+    "few rows": (lambda X, y: (X[:50], y[:50]), "Too few calibration rows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_to_fit_names_the_cure(net, digits, case):
+    spoil, message = BAD[case]
+    X, y = spoil(digits[0][:1400], digits[1][:1400])
+    defender = LatentDefender(
+        replicate(net), clip_values=(0, 1), max_epochs=1, security_parameter=0.05
+    )
+    with pytest.raises(ValueError, match=message):
+        defender.fit(X, y)
+
+
+def test_bad_labels_when_scoring(defender, digits):
+    X = digits[0][1400:1410]
+    with pytest.raises(ValueError, match="fitted on classes"):
+        defender.score_samples(X, labels=np.full(10, 12))
+    with pytest.raises(ValueError, match="3 entries but X has 10 rows"):
+        defender.score_samples(X, labels=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"fitted on rows of shape \(1, 8, 8\)"):
+        defender.score_samples(X[:, :, :4])
+
+
+def test_too_few_rows_to_calibrate(defender, digits):
+    with pytest.raises(ValueError, match="takes at least 99"):
+        copy.copy(defender).calibrate(digits[0][:98])
+
+
+@pytest.mark.parametrize("statistic", ["contrast", "margin"])
+def test_comparing_statistics_need_two_classes(digits, statistic):
+    X = digits[0].reshape(-1, 64)
+    with pytest.raises(ValueError, match="statistic='likelihood'"):
+        LatentDefender(statistic=statistic).fit(X, np.zeros(len(X), int))
+
+
+def test_scoring_before_fit(digits):
+    with pytest.raises(NotFittedError):
+        LatentDefender().risk(digits[0])
+
+
+def test_replica_of_a_named_layer_and_of_none(net):
+    with pytest.raises(ValueError, match="its layers are"):
+        replicate(net, "nowhere")
+    with pytest.raises(ValueError, match="no linear layer"):
+        replicate(nn.Sequential(nn.Conv2d(1, 2, 3)))
+    x = torch.rand(4, 1, 8, 8)
+    for layer in (None, "5"):
+        replica = replicate(net, layer)
+        features, logits = replica.features_and_logits(x)
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+        assert logits.shape == (4, 10)
+        assert n_hooks(replica) == 0
+    assert find_layer(net, "5") is net[5]
