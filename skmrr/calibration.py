@@ -118,7 +118,9 @@ def _tail_rate(ascending: np.ndarray) -> float:
     k = min(n - 1, max(10, int(np.sqrt(n))))
     excess = float(np.mean(ascending[n - k :] - ascending[n - k - 1])) if k > 0 else 0.0
     rounding = np.finfo(np.float64).eps * float(np.abs(ascending).max())
-    return 1.0 / next((s for s in (excess, float(ascending[-1] - ascending[0])) if s > rounding), 1.0)
+    return 1.0 / next(
+        (s for s in (excess, float(ascending[-1] - ascending[0])) if s > rounding), 1.0
+    )
 
 
 def _pad_left(values: np.ndarray, width: int) -> np.ndarray:

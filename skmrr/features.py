@@ -1,6 +1,6 @@
 """Features of a torch network as a scikit-learn transformer."""
 
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
 
         Returns
         -------
-        features : ndarray of shape (n_samples, n_features_out_)
+        features : ndarray of shape (n_samples, n_features)
             In the floating dtype of the network.
         """
         check_is_fitted(self, "n_features_out_")
@@ -163,7 +163,7 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         return predict_labels(self.model, rows, self.batch_size, self.device)
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the features, ``<layer>_<index>``, ndarray of str of shape (n_features_out_,)."""
+        """Names of the features, ``<layer>_<index>``, ndarray of str."""
         check_is_fitted(self, "n_features_out_")
         widths = self.layer_widths_.items()
         return np.array([f"{name}_{i}" for name, width in widths for i in range(width)], object)

@@ -1,6 +1,5 @@
 """Every estimator against every check of scikit-learn, on 2-D input that it really fits."""
 
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 

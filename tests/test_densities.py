@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.covariance import OAS
 from sklearn.decomposition import PCA
-from scipy.stats import multivariate_normal
 
 from skmrr.nn.densities import ClassMoments, distance, gaussian, ppca
 
@@ -14,11 +14,10 @@ from skmrr.nn.densities import ClassMoments, distance, gaussian, ppca
 def classes(rng):
     """Features of three classes that differ in mean, scale and orientation."""
     counts, dim = [300, 500, 80], 12
-    features = [
+    return [
         rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim)) * 0.3 + 2 * c
         for c, n in enumerate(counts)
     ]
-    return features
 
 
 def moments_of(classes, batch_size=64):

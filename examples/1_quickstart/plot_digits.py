@@ -34,9 +34,7 @@ torch.set_num_threads(1)  # images of 8×8 are too small to share among threads
 # -------------------------------------------
 
 X, y = load_digits_images()  # (1797, 1, 8, 8) in [0, 1]
-X_train, X_test, y_train, y_test = train_test_split(
-    X, y, test_size=0.3, random_state=0, stratify=y
-)
+X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.3, random_state=0, stratify=y)
 
 classifier = nn.Sequential(
     nn.Conv2d(1, 16, 3, padding=1),

@@ -59,6 +59,13 @@ class QuadraticDensity(nn.Module):
     Build one with `ppca`, `gaussian` or `distance`.
     """
 
+    means: Tensor
+    axes: Tensor
+    weights: Tensor
+    residual_weight: Tensor
+    offset: Tensor
+    projected_means: Tensor
+
     def __init__(self, means, axes, weights, residual_weight, offset):
         super().__init__()
         self.register_buffer("means", means)  # classes dim
@@ -66,7 +73,8 @@ class QuadraticDensity(nn.Module):
         self.register_buffer("weights", weights)  # classes k
         self.register_buffer("residual_weight", residual_weight)  # classes
         self.register_buffer("offset", offset)  # classes
-        self.register_buffer("projected_means", torch.einsum("cd,cdk->ck", means, _full(axes, means)))
+        full = axes.expand(len(means), -1, -1)
+        self.register_buffer("projected_means", torch.einsum("cd,cdk->ck", means, full))
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """Return log p(φ | c), up to a constant shared by all classes for `distance`."""
@@ -135,10 +143,6 @@ def distance(moments: ClassMoments, n_components: int | float) -> QuadraticDensi
     return QuadraticDensity(moments.means, axes[:, :, : max(k, 1)], weights, zeros, zeros)
 
 
-def _full(axes: Tensor, means: Tensor) -> Tensor:
-    return axes.expand(len(means), -1, -1)
-
-
 def _eigen(covariances: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (largest first, not negative) and eigenvectors of symmetric matrices."""
     values, vectors = torch.linalg.eigh(covariances)
@@ -152,7 +156,7 @@ def _floor(moments: ClassMoments) -> Tensor:
 
 
 def _ranks(values: Tensor, n_components: int | float, limit: int) -> Tensor:
-    """Number of leading axes per class."""
+    """Return the number of leading axes per class."""
     if isinstance(n_components, Integral):
         return torch.full((len(values),), min(int(n_components), limit))
     shares = values.cumsum(1) / values.sum(1, keepdim=True).clamp_min(1e-300)

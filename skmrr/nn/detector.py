@@ -87,5 +87,7 @@ class DetectorModule(nn.Module):
         that the row is least odd under.
         """
         statistics = self.statistic(x)
-        column = statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)
+        column = (
+            statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)
+        )
         return statistics.gather(1, column[:, None])[:, 0], column

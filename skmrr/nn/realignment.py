@@ -1,13 +1,12 @@
 """Realignment: fine-tune a latent map on clean rows until its classes are tight and apart.
 
-Rouhani et al. (2019), the loss of the latent defender; the exploration of a ball around each row
-is this package's addition (Madry et al. 2018 train classifiers in that manner; here the ascent
-climbs the *defender's* own loss, and no attack on the victim is used).
+The loss is that of the latent defender of Rouhani et al. (2019); the exploration of balls around
+the rows is this package's addition.
 """
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,12 +16,10 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from skmrr.nn.exploration import Explorer
 from skmrr.nn.hooks import as_input, evaluating, module_device
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
-
-
-RAMP = 0.3  # share of the training over which the explored ball grows
 
 
 class RealignmentLoss(nn.Module):
@@ -74,44 +71,6 @@ class RealignmentLoss(nn.Module):
         return (0.5 * own.square() + d * (cosine - 1)).mean() + spread
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """Search of the ℓ∞ ball around each row for the point where a loss is worst.
-
-    Parameters
-    ----------
-    radius : float
-        Radius of the ball, in the units of the rows (pixels).
-    steps : int
-        Steps of projected gradient ascent, from a random start.
-    clip_values : tuple of float or None
-        Range that the points stay in.
-    """
-
-    radius: float
-    steps: int
-    clip_values: tuple | None = None
-
-    def worst_points(self, x: Tensor, loss, progress: float = 1.0) -> Tensor:
-        """Return points around `x` that (nearly) maximise ``loss(points)``.
-
-        The ball grows to its full radius while `progress`, the share of the training that is
-        done, grows to `RAMP`: a map that starts at the full radius unlearns the classes first.
-        """
-        radius = self.radius * min(1.0, progress / RAMP)
-        step = 2.5 * radius / self.steps if self.steps > 1 else 1.25 * radius
-        points = self._project(x + radius * (2 * torch.rand_like(x) - 1), x, radius)
-        for _ in range(self.steps):
-            points.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(loss(points), points)
-            points = self._project(points.detach() + step * gradient.sign(), x, radius)
-        return points
-
-    def _project(self, points, x, radius):
-        points = torch.clamp(points, x - radius, x + radius)
-        return points if self.clip_values is None else points.clamp(*self.clip_values)
-
-
 class Realigner:
     """Trains a latent map in place; `skmrr.LatentDefender` documents the parameters."""
 
@@ -122,7 +81,7 @@ class Realigner:
         *,
         gamma: float,
         clustering: str,
-        exploration: Exploration | None,
+        explorer: Explorer | None,
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
@@ -132,11 +91,12 @@ class Realigner:
         self.latent_map = latent_map
         self.device = module_device(latent_map)
         self.loss = RealignmentLoss(centres, gamma, clustering).to(self.device)
-        self.exploration = exploration
+        self.explorer = explorer
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.averaged = AveragedModel(latent_map, multi_avg_fn=_warming_ema(ema_decay))
+        self.average = cast(LatentMap, self.averaged.module)
         self.verbose = verbose
 
     def fit(
@@ -167,16 +127,23 @@ class Realigner:
         parameters = [p for p in self.latent_map.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam([*parameters, *self.loss.parameters()], self.learning_rate)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=steps * self.max_epochs
+            optimizer,
+            self.learning_rate,
+            total_steps=steps * self.max_epochs,
+            pct_start=0.2,
+            cycle_momentum=False,
         )
+        if self.explorer is not None:
+            self.offsets = torch.zeros(len(rows), *rows.shape)
         shuffle = np.random.RandomState(seed)
-        best = self.averaged.module.state_dict()
+        best = self.average.state_dict()
         with (
             torch.random.fork_rng(enabled=True),
             tqdm(total=steps * self.max_epochs, desc="realign", disable=not self.verbose) as bar,
         ):
             torch.manual_seed(seed)
-            for _ in range(self.max_epochs):
+            for epoch in range(self.max_epochs):
+                self.epoch = epoch
                 batches = self._read(rows, classes, shuffle.permutation(train))
                 history["loss"].append(self._epoch(batches, optimizer, bar))
                 if len(held_out) == 0:
@@ -185,7 +152,7 @@ class Realigner:
                 losses.append(self._epoch(self._read(rows, classes, held_out)))
                 best_epoch = int(np.argmin(losses))
                 if best_epoch == len(losses) - 1:
-                    best = copy.deepcopy(self.averaged.module.state_dict())
+                    best = copy.deepcopy(self.average.state_dict())
                 elif len(losses) - 1 - best_epoch >= patience:
                     break
         self.latent_map.load_state_dict(best)
@@ -194,24 +161,21 @@ class Realigner:
     def _epoch(self, batches, optimizer=None, bar=None) -> float:
         """Mean loss over `batches`: of training, or clean cross-entropy of the averaged map."""
         total, n = 0.0, 0
-        for x, classes in batches:
+        for x, classes, indices in batches:
             if optimizer is None:
-                with evaluating(self.averaged), torch.no_grad():
-                    logits = self.averaged.module.features_and_logits(x)[1]
+                with evaluating(self.average), torch.no_grad():
+                    logits = self.average.features_and_logits(x)[1]
                     loss = functional.cross_entropy(logits, classes)
             else:
-                loss = self._step(x, classes, optimizer)
+                loss = self._step(x, classes, indices, optimizer)
                 bar.update()
                 bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
             total, n = total + float(loss) * len(x), n + len(x)
         return total / n
 
-    def _step(self, x, classes, optimizer):
-        if self.exploration is not None:
-            with evaluating(self.latent_map):
-                explored = self.exploration.worst_points(
-                    x, lambda points: self._loss(self.latent_map, points, classes), self.progress
-                )
+    def _step(self, x, classes, indices, optimizer):
+        if self.explorer is not None:
+            explored = self._explore(self.explorer, x, classes, indices)
             x, classes = torch.cat([x, explored]), classes.repeat(2)
         _train_without_dropout(self.latent_map)
         loss = self._loss(self.latent_map, x, classes)
@@ -222,18 +186,24 @@ class Realigner:
         self.averaged.update_parameters(self.latent_map)
         return loss.detach()
 
-    @property
-    def progress(self) -> float:
-        """Share of the planned steps that are done."""
-        return self.schedule.last_epoch / self.schedule.total_steps
+    def _explore(self, explorer: Explorer, x, classes, indices):
+        """Worst points around `x`; each row's search goes on where its last one ended."""
+        progress = self.schedule.last_epoch / self.schedule.total_steps
+        last = self.offsets[indices].to(x) if self.epoch > 0 else None
+        with evaluating(self.latent_map):
+            points = explorer.worst_points(
+                x, lambda points: self._loss(self.latent_map, points, classes), progress, last
+            )
+        self.offsets[indices] = (points - x).to(self.offsets)
+        return points
 
     def _loss(self, latent_map, x, classes):
         return self.loss(*latent_map.features_and_logits(x), classes)
 
-    def _read(self, rows, classes, indices) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, rows, classes, indices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for positions, x in rows.batches(self.batch_size, indices):
-            batch_classes = classes[torch.as_tensor(indices[positions])]
-            yield as_input(x, self.latent_map, self.device), batch_classes.to(self.device)
+            picked = torch.as_tensor(indices[positions])
+            yield as_input(x, self.latent_map, self.device), classes[picked].to(self.device), picked
 
 
 def _train_without_dropout(module: nn.Module) -> None:

@@ -49,7 +49,7 @@ class Replica(LatentMap):
     Notes
     -----
     The rest of the network was trained on features of their natural norm, so it sees
-    ``scale * φ(x)``, where ``scale`` is the mean norm on clean rows.
+    ``scale * φ(x)``. The scale starts as the mean norm on clean rows and is trained.
     """
 
     def __init__(self, network: nn.Module, layer: str | None = None):
@@ -60,7 +60,7 @@ class Replica(LatentMap):
             find_layer(network, layer)
         self.network = copy.deepcopy(network)
         self.layer = layer
-        self.register_buffer("scale", torch.zeros(()))
+        self.scale = nn.Parameter(torch.zeros(()))
 
     def features_and_logits(self, x):
         """Run the copy once, normalising at the checkpoint on the way."""
@@ -96,7 +96,7 @@ class Replica(LatentMap):
                 "give y in the classifier's own class indices, every class present."
             )
         if self.scale == 0:
-            self.scale.copy_(norms[0].mean())
+            nn.init.constant_(self.scale, float(norms[0].mean()))
 
     def _run(self, x, at_checkpoint):
         if self.layer is None:
