@@ -25,6 +25,17 @@ class ConformalSurvival(nn.Module):
     SP = 1 %; with fewer the price of equal rates in all classes would be detections.
 
     Build one with `ConformalSurvival.fit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from skmrr import ConformalSurvival
+    >>> clean = np.arange(99.0)
+    >>> survival = ConformalSurvival.fit(clean, np.zeros(99, dtype=int), n_classes=1)
+    >>> scores = survival(torch.tensor([0.0, 50.0, 98.0, 500.0]), torch.zeros(4, dtype=int))
+    >>> scores.exp().numpy().round(4)
+    array([1.  , 0.5 , 0.02, 0.  ])
     """
 
     knots: Tensor

@@ -57,11 +57,6 @@ class LatentDefender(BaseDetector):
         Radius, in the units of X, of the ℓ∞ ball around each training row within which the map is
         also trained on the point where it is worst. No attack on the classifier is used. Takes
         the memory of another copy of the training rows.
-    exploration_l2_radius : float, default=0.0
-        The same for an ℓ2 ball, on a share of the rows.
-    exploration_pixels : int, default=0
-        The same for points that differ from a row in so many values, driven to an end of
-        `clip_values`.
     exploration_steps : int, default=2
         Steps of gradient ascent that look for that point.
     clip_values : tuple of float, optional
@@ -141,8 +136,6 @@ class LatentDefender(BaseDetector):
         "clustering": [StrOptions({"paper", "program"})],
         "gamma": [Interval(Real, 0, None, closed="left")],
         "exploration_radius": [Interval(Real, 0, None, closed="left")],
-        "exploration_l2_radius": [Interval(Real, 0, None, closed="left")],
-        "exploration_pixels": [Interval(Integral, 0, None, closed="left")],
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -167,8 +160,6 @@ class LatentDefender(BaseDetector):
         clustering="paper",
         gamma=0.01,
         exploration_radius=0.0,
-        exploration_l2_radius=0.0,
-        exploration_pixels=0,
         exploration_steps=2,
         clip_values=None,
         max_epochs=20,
@@ -196,8 +187,6 @@ class LatentDefender(BaseDetector):
         self.clustering = clustering
         self.gamma = gamma
         self.exploration_radius = exploration_radius
-        self.exploration_l2_radius = exploration_l2_radius
-        self.exploration_pixels = exploration_pixels
         self.exploration_steps = exploration_steps
         self.clip_values = clip_values
         self.max_epochs = max_epochs
@@ -274,12 +263,15 @@ class LatentDefender(BaseDetector):
             train, held_out = train_test_split(
                 train, test_size=self.validation_fraction, random_state=random_state
             )
+        explorer = None
+        if self.exploration_radius > 0:
+            explorer = Explorer(self.exploration_radius, self.exploration_steps, self.clip_values)
         realigner = Realigner(
             latent_map,
             centres,
             gamma=self.gamma,
             clustering=self.clustering,
-            explorer=self._explorer(),
+            explorer=explorer,
             learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
             batch_size=self.training_batch_size,
@@ -294,14 +286,6 @@ class LatentDefender(BaseDetector):
             patience=self.n_iter_no_change,
             seed=random_state.randint(np.iinfo(np.int32).max),
         )
-
-    def _explorer(self) -> Explorer | None:
-        sizes = (self.exploration_radius, self.exploration_l2_radius, self.exploration_pixels)
-        if not any(sizes):
-            return None
-        if self.exploration_pixels and self.clip_values is None:
-            raise ValueError("exploration_pixels drives values to an end of clip_values; set it.")
-        return Explorer(*sizes, self.exploration_steps, self.clip_values)
 
     def _fit_density(self, latent_map, rows, columns, train) -> QuadraticDensity:
         device = module_device(latent_map)

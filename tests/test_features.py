@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from skmrr import FeatureExtractor
-from skmrr.nn import captured
+from skmrr.nn.hooks import captured
 
 
 def n_hooks(model):

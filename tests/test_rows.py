@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from skmrr.nn import Rows
+from skmrr.nn.rows import Rows
 
 
 def test_array_tensor_dataset_and_loader_give_the_same_rows(rng):

@@ -154,24 +154,21 @@ def ablation(victim, data, seed, epochs, main):
     bare = {"realign": False, "random_state": seed}
     distance = {**bare, "density": "distance", "statistic": "likelihood"}
     yield "victim's own features, distance", fit(victim, replicate(victim), data, **distance)
-    no_exploration = dict.fromkeys(
-        ("exploration_radius", "exploration_l2_radius", "exploration_pixels"), 0
-    )
-    plain = fit(victim, replicate(victim), data, **params | no_exploration)
+    plain = fit(victim, replicate(victim), data, **params | {"exploration_radius": 0.0})
     features = plain.module_.statistic.latent_map
     yield "realigned, distance", fit(victim, features, data, **distance)
     yield "realigned, margin", plain
     for name, change in {
-        "ℓ∞ 0.1 alone": no_exploration | {"exploration_radius": 0.1},
-        "ℓ∞ 0.2 alone": no_exploration | {"exploration_radius": 0.2},
-        "ℓ∞ 0.3 alone": no_exploration | {"exploration_radius": 0.3},
-        "all three balls, no clustering": {"gamma": 0.0},
+        "explored 0.1": {"exploration_radius": 0.1},
+        "explored 0.2": {"exploration_radius": 0.2},
+        "explored 0.3, no clustering": {"gamma": 0.0},
+        "explored 0.3, clustering of the program": {"clustering": "program"},
     }.items():
         yield f"{name}, margin", fit(victim, replicate(victim), data, **params | change)
     for density in ("distance", "ppca", "gaussian"):
         for statistic in ("likelihood", "contrast"):
             yield (
-                f"headline, {density} {statistic}",
+                f"explored 0.3, {density} {statistic}",
                 fit(victim, trained, data, density=density, statistic=statistic, **bare),
             )
 
@@ -180,8 +177,6 @@ def headline(seed: int, epochs: int) -> dict:
     """Parameters of the headline defender."""
     return {
         "exploration_radius": RADIUS,
-        "exploration_l2_radius": 4.0,
-        "exploration_pixels": 50,
         "exploration_steps": 2,
         "max_epochs": epochs,
         "learning_rate": 3e-3,

@@ -74,6 +74,8 @@ def carlini_l2(
     >>> import torch
     >>> from skmrr.attacks import carlini_l2
     >>> net = torch.nn.Linear(2, 2)
+    >>> with torch.no_grad():
+    ...     _ = net.weight.copy_(torch.eye(2)), net.bias.zero_()
     >>> x = torch.tensor([[0.2, 0.8], [0.7, 0.1]])
     >>> result = carlini_l2(net, x, net(x).argmax(1))
     >>> result.success

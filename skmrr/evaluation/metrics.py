@@ -22,7 +22,7 @@ def tpr_at_fpr(clean_scores, adversarial_scores, fpr: float) -> float:
     Examples
     --------
     >>> from skmrr.evaluation import tpr_at_fpr
-    >>> tpr_at_fpr([0, -1, -2, -3], [-2.5, -9], fpr=0.25)
+    >>> tpr_at_fpr([0, -1, -2, -3], [-1.5, -9], fpr=0.25)
     0.5
     """
     clean = np.sort(np.asarray(clean_scores, dtype=float))
@@ -48,6 +48,13 @@ def false_alarm_interval(security_parameter: float, n_rows: int, confidence: flo
     -------
     tuple of float
         Lowest and highest share.
+
+    Examples
+    --------
+    >>> from skmrr.evaluation import false_alarm_interval
+    >>> low, high = false_alarm_interval(0.01, 10_000)
+    >>> round(float(low), 4), round(float(high), 4)
+    (0.0075, 0.0127)
     """
     low, high = binom.interval(confidence, n_rows, security_parameter)
     return low / n_rows, high / n_rows

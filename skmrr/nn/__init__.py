@@ -1,21 +1,6 @@
 """Torch modules and functions under the estimators; nothing here imports scikit-learn."""
 
-from skmrr.nn.densities import ClassMoments, QuadraticDensity
-from skmrr.nn.detector import DetectorModule, LatentStatistic
-from skmrr.nn.hooks import captured, evaluating
-from skmrr.nn.replica import CosineMap, LatentMap, Replica, replicate
-from skmrr.nn.rows import Rows
+from skmrr.nn.detector import DetectorModule
+from skmrr.nn.replica import LatentMap, Replica, replicate
 
-__all__ = [
-    "ClassMoments",
-    "CosineMap",
-    "DetectorModule",
-    "LatentMap",
-    "LatentStatistic",
-    "QuadraticDensity",
-    "Replica",
-    "Rows",
-    "captured",
-    "evaluating",
-    "replicate",
-]
+__all__ = ["DetectorModule", "LatentMap", "Replica", "replicate"]

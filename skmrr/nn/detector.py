@@ -60,6 +60,18 @@ class DetectorModule(nn.Module):
         Sorted class labels, in the order of the statistic's columns.
     calibration : nn.Module, optional
         (statistic, class index) → log-survival. Without it the module cannot score yet.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> X, y = load_digits(return_X_y=True)
+    >>> module = LatentDefender(max_epochs=2, random_state=0).fit(X, y).module_
+    >>> x = torch.as_tensor(X[:3]).requires_grad_(True)
+    >>> scores = module(x, torch.as_tensor(y[:3]))
+    >>> scores.shape, torch.autograd.grad(scores.sum(), x)[0].shape
+    (torch.Size([3]), torch.Size([3, 64]))
     """
 
     classes: Tensor

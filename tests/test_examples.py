@@ -1,0 +1,42 @@
+"""Every example runs, at a small size, in a fresh process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = {
+    "1_quickstart/plot_digits.py": ["--epochs", "2"],
+    "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "4_paper/mnist_latent.py": [
+        *("--seeds", "0", "--ablation", "--attacked", "10"),
+        *("--victim-epochs", "1", "--epochs", "1"),
+    ],
+}
+NEEDS_DATA = {"4_paper/mnist_latent.py"}
+
+
+def test_every_example_is_listed():
+    found = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py")}
+    assert found == set(SMALL)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(e, marks=pytest.mark.slow if e in NEEDS_DATA else ()) for e in SMALL],
+)
+def test_example_runs(example, tmp_path):
+    if example in NEEDS_DATA and "SKMRR_DATA" not in os.environ:
+        pytest.skip("needs the data set that SKMRR_DATA names")
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / example, *SMALL[example], "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.glob("*.png"))
