@@ -99,6 +99,15 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         that they look more normal than clean data ever will again: a threshold set on them
         understates the false alarms.
         """
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y, labels)
+        except BaseException:
+            # Interrupted or refused: what was fitted before stays whole.
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X, y, labels):
         rows = self._read_rows(X, reset=True)
         rows.check(self.batch_size)
         y = self._class_labels(y, rows)
@@ -111,8 +120,7 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
             check_known(labels[held_out], self.classes_)
         columns = np.searchsorted(self.classes_, y)
         statistic = self._fit_statistic(rows, columns, train, random_state)
-        module = DetectorModule(statistic, torch.as_tensor(self.classes_))
-        self.module_ = module.eval().requires_grad_(False)
+        self.module_ = DetectorModule(statistic, torch.as_tensor(self.classes_)).eval()
         if len(held_out):
             held_out_labels = None if labels is None else labels[held_out]
             self._calibrate(rows, held_out_labels, held_out)
@@ -183,7 +191,11 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
         statistic, columns = self._stream(rows, labels, indices=indices)
         calibration = ConformalSurvival.fit(statistic, columns, len(self.classes_))
-        self.module_.calibration = calibration.eval()
+        calibration.to(module_device(self.module_))
+        # A new module: copies of this detector may share the old one.
+        self.module_ = DetectorModule(
+            self.module_.statistic, self.module_.classes, calibration
+        ).eval()
 
     def _stream(self, rows, labels, *, indices=None, calibration=None):
         """Statistic (or calibrated score) and class column of all rows, or those at `indices`."""

@@ -65,8 +65,6 @@ class LatentDefender(BaseDetector):
         Passes over the training rows.
     learning_rate : float, default=1e-3
         Peak of a one-cycle schedule of Adam.
-    ema_decay : float, default=0.998
-        Decay of the moving average of weights that is kept, 0 for none.
     early_stopping : bool, default=False
         Whether to hold out clean training rows and stop when their loss does not fall.
     validation_fraction : float, default=0.1
@@ -139,7 +137,6 @@ class LatentDefender(BaseDetector):
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "ema_decay": [Interval(Real, 0, 1, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -164,7 +161,6 @@ class LatentDefender(BaseDetector):
         clip_values=None,
         max_epochs=20,
         learning_rate=1e-3,
-        ema_decay=0.998,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=3,
@@ -191,7 +187,6 @@ class LatentDefender(BaseDetector):
         self.clip_values = clip_values
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
-        self.ema_decay = ema_decay
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -220,7 +215,7 @@ class LatentDefender(BaseDetector):
         density = None
         if self.statistic_ != "margin":
             density = self._fit_density(latent_map, rows, columns, train)
-        return LatentStatistic(latent_map, self.statistic_, density)
+        return LatentStatistic(latent_map.requires_grad_(False), self.statistic_, density)
 
     def _resolve_statistic(self) -> str:
         if len(self.classes_) > 1:
@@ -236,6 +231,11 @@ class LatentDefender(BaseDetector):
         """Untrained latent map of the right size on `device`, or the last one (`warm_start`)."""
         if self.warm_start and hasattr(self, "module_"):
             fitted = cast(LatentStatistic, self.module_.statistic)
+            if not np.array_equal(self.module_.classes.cpu(), self.classes_):
+                raise ValueError(
+                    f"warm_start goes on from classes {self.module_.classes.tolist()}, but the "
+                    f"rows are of classes {self.classes_.tolist()}; set warm_start=False."
+                )
             return copy.deepcopy(fitted.latent_map).requires_grad_(True)
         n_classes = len(self.classes_)
         if isinstance(self.module, LatentMap):
@@ -246,7 +246,7 @@ class LatentDefender(BaseDetector):
                     f"its classes from 0 without a gap; give clean rows of every class."
                 )
         else:
-            encoder = self.module or _identity(int(np.prod(x.shape[1:])))
+            encoder = _identity(x[0].numel()) if self.module is None else self.module
             with evaluating(encoder, device=device), torch.no_grad():
                 dim = encoder(as_input(x[:1], encoder, device)).flatten(1).shape[1]
             latent_map = CosineMap(encoder, dim, n_classes)
@@ -275,7 +275,6 @@ class LatentDefender(BaseDetector):
             learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
             batch_size=self.training_batch_size,
-            ema_decay=self.ema_decay,
             verbose=self.verbose,
         )
         return realigner.fit(

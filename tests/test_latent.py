@@ -197,8 +197,9 @@ def test_an_interrupted_fit_leaves_the_old_defender(net, digits):
     defender = LatentDefender(replicate(net), max_epochs=1, security_parameter=0.05).fit(X, y)
     fitted = defender.module_
     with pytest.raises(KeyboardInterrupt):
-        defender.set_params(module=module).fit(X, y)
+        defender.set_params(module=module).fit(X[y < 5], y[y < 5])
     assert defender.module_ is fitted
+    assert len(defender.classes_) == 10
     assert n_hooks(module) == 0
     assert not torch.is_grad_enabled() or torch.ones(1, requires_grad=True).mul(2).requires_grad
 

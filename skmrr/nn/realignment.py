@@ -5,15 +5,14 @@ the rows is this package's addition.
 """
 
 import copy
+import math
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from skmrr.nn.exploration import Explorer
@@ -85,19 +84,17 @@ class Realigner:
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
-        ema_decay: float,
         verbose: bool,
     ):
         self.latent_map = latent_map
         self.device = module_device(latent_map)
         self.loss = RealignmentLoss(centres, gamma, clustering).to(self.device)
         self.explorer = explorer
-        self.learning_rate = learning_rate
         self.max_epochs = max_epochs
         self.batch_size = batch_size
-        self.averaged = AveragedModel(latent_map, multi_avg_fn=_warming_ema(ema_decay))
-        self.average = cast(LatentMap, self.averaged.module)
         self.verbose = verbose
+        parameters = [*latent_map.parameters(), *self.loss.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, learning_rate)
 
     def fit(
         self,
@@ -123,87 +120,90 @@ class Realigner:
             ``loss`` and ``held_out_loss`` of each epoch.
         """
         history: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
-        steps = -(-len(train) // self.batch_size)
-        parameters = [p for p in self.latent_map.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam([*parameters, *self.loss.parameters()], self.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            self.learning_rate,
-            total_steps=steps * self.max_epochs,
-            pct_start=0.2,
-            cycle_momentum=False,
+        self.n_steps = self.max_epochs * -(-len(train) // self.batch_size)
+        # torch's own OneCycleLR divides by zero in trainings of a few steps.
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _one_cycle((step + 0.5) / self.n_steps)
         )
-        if self.explorer is not None:
-            self.offsets = torch.zeros(len(rows), *rows.shape)
+        # Of each row, its last worst point minus the row.
+        self.offsets = torch.zeros(len(rows) if self.explorer else 0, *rows.shape)
         shuffle = np.random.RandomState(seed)
-        best = self.average.state_dict()
+        best = None
         with (
-            torch.random.fork_rng(enabled=True),
-            tqdm(total=steps * self.max_epochs, desc="realign", disable=not self.verbose) as bar,
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            tqdm(total=self.n_steps, desc="realign", disable=not self.verbose) as self.bar,
         ):
             torch.manual_seed(seed)
-            for epoch in range(self.max_epochs):
-                self.epoch = epoch
+            for _ in range(self.max_epochs):
                 batches = self._read(rows, classes, shuffle.permutation(train))
-                history["loss"].append(self._epoch(batches, optimizer, bar))
+                history["loss"].append(self._mean(self._step, batches))
                 if len(held_out) == 0:
                     continue
                 losses = history["held_out_loss"]
-                losses.append(self._epoch(self._read(rows, classes, held_out)))
+                losses.append(self._mean(self._clean_loss, self._read(rows, classes, held_out)))
                 best_epoch = int(np.argmin(losses))
                 if best_epoch == len(losses) - 1:
-                    best = copy.deepcopy(self.average.state_dict())
+                    best = copy.deepcopy(self.latent_map.state_dict())
                 elif len(losses) - 1 - best_epoch >= patience:
                     break
-        self.latent_map.load_state_dict(best)
+        if best is not None:
+            self.latent_map.load_state_dict(best)
         return history
 
-    def _epoch(self, batches, optimizer=None, bar=None) -> float:
-        """Mean loss over `batches`: of training, or clean cross-entropy of the averaged map."""
+    def _mean(self, loss_of, batches) -> float:
+        """Mean of a loss over the rows of all batches."""
         total, n = 0.0, 0
         for x, classes, indices in batches:
-            if optimizer is None:
-                with evaluating(self.average), torch.no_grad():
-                    logits = self.average.features_and_logits(x)[1]
-                    loss = functional.cross_entropy(logits, classes)
-            else:
-                loss = self._step(x, classes, indices, optimizer)
-                bar.update()
-                bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
-            total, n = total + float(loss) * len(x), n + len(x)
+            total += float(loss_of(x, classes, indices)) * len(x)
+            n += len(x)
         return total / n
 
-    def _step(self, x, classes, indices, optimizer):
+    def _clean_loss(self, x, classes, indices):
+        with evaluating(self.latent_map), torch.no_grad():
+            return functional.cross_entropy(self.latent_map.features_and_logits(x)[1], classes)
+
+    def _step(self, x, classes, indices):
+        """Train on one batch, and on its worst points; return the loss before the step."""
         if self.explorer is not None:
             explored = self._explore(self.explorer, x, classes, indices)
             x, classes = torch.cat([x, explored]), classes.repeat(2)
         _train_without_dropout(self.latent_map)
-        loss = self._loss(self.latent_map, x, classes)
-        optimizer.zero_grad()
+        loss = self._loss(x, classes)
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
         self.schedule.step()
-        self.averaged.update_parameters(self.latent_map)
+        self.bar.update()
         return loss.detach()
 
     def _explore(self, explorer: Explorer, x, classes, indices):
         """Worst points around `x`; each row's search goes on where its last one ended."""
-        progress = self.schedule.last_epoch / self.schedule.total_steps
-        last = self.offsets[indices].to(x) if self.epoch > 0 else None
+        n_done = self.schedule.last_epoch
+        is_first_epoch = n_done < self.n_steps / self.max_epochs
         with evaluating(self.latent_map):
             points = explorer.worst_points(
-                x, lambda points: self._loss(self.latent_map, points, classes), progress, last
+                x,
+                lambda points: self._loss(points, classes),
+                progress=n_done / self.n_steps,
+                last=None if is_first_epoch else self.offsets[indices].to(x),
             )
         self.offsets[indices] = (points - x).to(self.offsets)
         return points
 
-    def _loss(self, latent_map, x, classes):
-        return self.loss(*latent_map.features_and_logits(x), classes)
+    def _loss(self, x, classes):
+        return self.loss(*self.latent_map.features_and_logits(x), classes)
 
     def _read(self, rows, classes, indices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for positions, x in rows.batches(self.batch_size, indices):
             picked = torch.as_tensor(indices[positions])
             yield as_input(x, self.latent_map, self.device), classes[picked].to(self.device), picked
+
+
+def _one_cycle(progress: float) -> float:
+    """Learning rate as a share of its peak: up in the first fifth, then down along a cosine."""
+    if progress < 0.2:
+        return progress / 0.2
+    return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
 
 
 def _train_without_dropout(module: nn.Module) -> None:
@@ -212,14 +212,3 @@ def _train_without_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.eval()
-
-
-def _warming_ema(decay: float):
-    """Exponential moving average that forgets the initial weights fast in a short training."""
-
-    def update(averaged, current, n_averaged):
-        keep = min(decay, float(n_averaged) / (float(n_averaged) + 10))
-        for old, new in zip(averaged, current, strict=True):
-            old.lerp_(new, 1 - keep)
-
-    return update
