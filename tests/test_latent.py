@@ -233,6 +233,18 @@ def test_works_on_features_in_a_pipeline(net, digits, density, statistic, fgsm):
     assert pipeline.predict(fgsm).shape == (len(fgsm),)
 
 
+def test_the_networks_own_head_is_the_classifier_of_its_features(net, digits):
+    X, y = digits
+    pipeline = make_pipeline(
+        FeatureExtractor(net, "5"),
+        LatentDefender(classifier=net[6:], max_epochs=3, random_state=0),
+    ).fit(X[:1400], y[:1400])
+    features, labels = pipeline[0].transform(X[1400:]), pipeline[0].predict(X[1400:])
+    classes = pipeline[1].classify(features)
+    assert np.mean(classes == -1) < 0.06
+    np.testing.assert_array_equal(classes[classes != -1], labels[classes != -1])
+
+
 def test_without_y_and_classifier_there_is_one_class(digits):
     X = digits[0].reshape(-1, 64)
     defender = LatentDefender(random_state=0).fit(X[:1400])
@@ -301,19 +313,24 @@ def test_pickle_keeps_the_scores(defender, digits):
     np.testing.assert_array_equal(copied.score_samples(X), defender.score_samples(X))
 
 
-def test_scoring_a_memmap_takes_memory_for_a_batch_only(defender, tmp_path):
+def test_scoring_a_memmap_takes_memory_for_a_batch_only(defender, net, tmp_path):
     n = 60_000
     shape = (n, 1, 8, 8)
     X = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)
     X[:] = np.random.default_rng(0).random(shape, dtype=np.float32)
     X = np.load(tmp_path / "x.npy", mmap_mode="r")
+    batches = []
+    spy = net.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
     tracemalloc.start()
     try:
         defender.score_samples(X)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+        spy.remove()
     assert peak < X.nbytes / 4
+    assert max(batches) <= defender.batch_size
+    assert sum(batches) == n
 
 
 BAD = {

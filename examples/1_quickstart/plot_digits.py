@@ -23,7 +23,7 @@ from skmrr.datasets import load_digits_images
 from skmrr.evaluation import tpr_at_fpr
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--epochs", type=int, default=40, help="of the network and of the defender")
+parser.add_argument("--epochs", type=int, default=50, help="of the network and of the defender")
 parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
 args, _ = parser.parse_known_args()
 torch.manual_seed(0)
@@ -67,7 +67,7 @@ classifier.eval()
 defender = LatentDefender(
     replicate(classifier),
     classifier=classifier,
-    exploration_radius=0.2,
+    exploration_radius=0.25,
     clip_values=(0, 1),
     max_epochs=args.epochs,
     learning_rate=3e-3,
@@ -146,7 +146,9 @@ right.set(
     xlabel="false alarms on clean images",
     ylabel="adversarial images caught",
     title="Who notices, and at what price",
+    aspect="auto",
 )
+right.legend(loc="lower right")
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_digits.png", dpi=120)
 print(f"\npicture: {args.output / 'plot_digits.png'}")
