@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from skmrr.nn.rows import Rows
 
@@ -53,6 +53,18 @@ def test_a_stream_cannot_be_indexed():
 
     with pytest.raises(TypeError, match="map-style"):
         Rows(Stream())
+
+
+def test_a_dataset_of_something_else_names_the_cure():
+    class Records(Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return {"image": torch.zeros(2)}
+
+    with pytest.raises(TypeError, match="yields a dict"):
+        Rows(Records()).take([0])
 
 
 def test_no_rows():

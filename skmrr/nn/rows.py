@@ -58,6 +58,11 @@ class Rows:
         """Rows at `indices` as one tensor, shape (len(indices), …), in the source's dtype."""
         if isinstance(self.source, Dataset):
             batch = self._collate(indices)[0]
+            if not isinstance(batch, Tensor):
+                raise TypeError(
+                    f"The dataset yields a {type(batch).__name__}; make it yield a tensor, or "
+                    "(tensor, label)."
+                )
         else:
             picked = self.source[indices]
             # torch warns of memory that it could not write to, such as that of a memmap.
