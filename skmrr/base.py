@@ -111,18 +111,14 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         rows = self._read_rows(X, reset=True)
         rows.check(self.batch_size)
         y = self._class_labels(y, rows)
-        if labels is not None:
-            labels = check_labels(labels, len(rows), "labels")
         random_state = check_random_state(self.random_state)
         train, held_out = self._split(np.flatnonzero(y != ADVERSARIAL), random_state)
         self.classes_ = np.unique(y[train])
-        if labels is not None:
-            check_known(labels[held_out], self.classes_)
+        held_out_labels = self._decisions(rows, labels, held_out)
         columns = np.searchsorted(self.classes_, y)
         statistic = self._fit_statistic(rows, columns, train, random_state)
         self.module_ = DetectorModule(statistic, torch.as_tensor(self.classes_)).eval()
         if len(held_out):
-            held_out_labels = None if labels is None else labels[held_out]
             self._calibrate(rows, held_out_labels, held_out)
         return self
 
@@ -240,6 +236,16 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
             labels = check_labels(labels, len(rows), "labels")
             check_known(labels, self.classes_)
         return rows, labels
+
+    def _decisions(self, rows: Rows, labels, held_out: np.ndarray) -> np.ndarray | None:
+        """Classifier's decisions for the rows to calibrate on, before any training is lost."""
+        if labels is not None:
+            labels = check_labels(labels, len(rows), "labels")[held_out]
+        elif self.classifier is not None and len(held_out):
+            labels = predict_labels(self.classifier, rows, self.batch_size, self.device, held_out)
+        if labels is not None:
+            check_known(labels, self.classes_)
+        return labels
 
     def _class_labels(self, y, rows: Rows) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""

@@ -359,6 +359,14 @@ def test_bad_input_to_fit_names_the_cure(net, digits, case):
         defender.fit(X, y)
 
 
+def test_a_decision_for_an_unseen_class_is_found_before_training(net, digits, monkeypatch):
+    X, y = digits
+    monkeypatch.setattr(LatentDefender, "_fit_statistic", None)  # would raise a TypeError
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+    with pytest.raises(ValueError, match="every class"):
+        LatentDefender(encoder, classifier=net).fit(X, np.minimum(y, 8))
+
+
 def test_bad_labels_when_scoring(defender, digits):
     X = digits[0][1400:1410]
     with pytest.raises(ValueError, match="fitted on classes"):
