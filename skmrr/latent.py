@@ -54,9 +54,10 @@ class LatentDefender(BaseDetector):
     gamma : float, default=0.01
         Weight γ of the clustering loss beside the cross-entropy.
     exploration_radius : float, default=0.0
-        Radius, in the units of X, of the ℓ∞ ball around each training row within which the map is
-        also trained on the point where it is worst. No attack on the classifier is used. Takes
-        the memory of another copy of the training rows.
+        Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
+        the map is also trained on the point where it is worst. Each time, each row's own radius
+        is drawn uniformly. No attack on the classifier is used. Takes the memory of another copy
+        of the training rows.
     exploration_steps : int, default=2
         Steps of gradient ascent that look for that point.
     clip_values : tuple of float, optional

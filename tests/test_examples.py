@@ -12,7 +12,7 @@ SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
     "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
     "4_paper/mnist_latent.py": [
-        *("--seeds", "0", "--ablation", "--attacked", "10"),
+        *("--seeds", "1", "--ablation", "0", "--attacked", "10"),
         *("--victim-epochs", "1", "--epochs", "1"),
     ],
 }

@@ -16,10 +16,13 @@ RAMP = 0.4  # share of the training over which the ball grows to its full radius
 class Explorer:
     """Projected gradient ascent within an ℓ∞ ball around each row.
 
+    Each search draws the radius of each row's ball, uniformly up to `radius`. Against a fixed
+    radius that keeps the map sharper on clean rows and near them, for little at the far end.
+
     Parameters
     ----------
     radius : float
-        Radius of the ball, in the units of the rows.
+        Largest radius, in the units of the rows.
     steps : int
         Steps of ascent.
     clip_values : tuple of float or None
@@ -47,7 +50,8 @@ class Explorer:
         last : Tensor of shape (batch, …), optional
             Points minus rows of the last search, to go on from; by default a random start.
         """
-        radius = self.radius * min(1.0, progress / RAMP)
+        draw = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        radius = self.radius * min(1.0, progress / RAMP) * draw
         # Steps that reach across the ball, each shorter the more there are.
         step = radius * (1.25 if self.steps == 1 else 1.5 / self.steps)
         start = radius * (2 * torch.rand_like(x) - 1) if last is None else last
@@ -58,6 +62,6 @@ class Explorer:
             points = self._project(points.detach() + step * gradient.sign(), x, radius)
         return points
 
-    def _project(self, points: Tensor, x: Tensor, radius: float) -> Tensor:
-        points = points.clamp(x - radius, x + radius)
+    def _project(self, points: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        points = torch.minimum(torch.maximum(points, x - radius), x + radius)
         return points if self.clip_values is None else points.clamp(*self.clip_values)
