@@ -35,6 +35,7 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+import skmrr
 from skmrr import LatentDefender, replicate
 from skmrr.attacks import carlini_l2
 from skmrr.datasets import load_mnist
@@ -212,8 +213,8 @@ def scoring_cost(defender, victim, X) -> float:
     return float(np.median(ratios))
 
 
-def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation) -> dict:
-    """Everything that is measured for one seed, as tidy rows."""
+def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation, code) -> dict:
+    """Everything that is measured for one seed, as tidy rows; `code` is the cache's key to them."""
     X, y = load_mnist("train")
     X_test, y_test = load_mnist("test")
     weights = memory.cache(train_victim)(seed, N_VICTIM, victim_epochs)
@@ -328,8 +329,11 @@ if __name__ == "__main__":
     memory = joblib.Memory(args.output / "cache", verbose=0)
     measured = memory.cache(run_seed)
     sizes = (args.attacked, args.victim_epochs, args.epochs)
+    # Figures are kept for the very code that made them.
+    sources = [*sorted(Path(skmrr.__file__).parent.rglob("*.py")), Path(__file__)]
+    code = joblib.hash([path.read_bytes() for path in sources])
     report(
-        [measured(seed, *sizes, False) for seed in args.seeds],
-        [measured(seed, *sizes, True) for seed in args.ablation],
+        [measured(seed, *sizes, False, code) for seed in args.seeds],
+        [measured(seed, *sizes, True, code) for seed in args.ablation],
         args.output,
     )
