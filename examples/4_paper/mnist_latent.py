@@ -81,7 +81,8 @@ def train_victim(seed: int, n_rows: int, epochs: int) -> dict:
             nn.functional.cross_entropy(logits, y[batch]).backward()
             optimizer.step()
             schedule.step()
-    return victim.state_dict()
+    # As arrays, whose hash, unlike a tensor's, is the same in every process.
+    return {name: tensor.numpy() for name, tensor in victim.state_dict().items()}
 
 
 def jitter(x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +135,7 @@ def attack(weights: dict, x_all, y_all, n_attacked: int) -> dict[str, tuple[np.n
 def load_victim(weights: dict) -> nn.Sequential:
     """Victim with the given weights, in evaluation mode."""
     victim = build_victim()
-    victim.load_state_dict(weights)
+    victim.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
     return victim.eval()
 
 
