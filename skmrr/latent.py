@@ -67,7 +67,8 @@ class LatentDefender(BaseDetector):
     learning_rate : float, default=1e-3
         Peak of a one-cycle schedule of Adam.
     early_stopping : bool, default=False
-        Whether to hold out clean training rows and stop when their loss does not fall.
+        Whether to hold out clean training rows and stop when their loss does not fall. Exploring,
+        it waits until the ball has its full size, two fifths into the training.
     validation_fraction : float, default=0.1
         Share of the training rows held out by `early_stopping`.
     n_iter_no_change : int, default=3

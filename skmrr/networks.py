@@ -43,6 +43,11 @@ class NetworkEstimator(BaseEstimator):
 
         Arrays are checked in full at once; datasets batch by batch, as they are read.
         """
+        clip_values = self.clip_values
+        if clip_values is not None and not (
+            len(clip_values) == 2 and clip_values[0] < clip_values[1]
+        ):
+            raise ValueError(f"clip_values={clip_values} must be (lowest, highest).")
         if isinstance(X, DataLoader | Dataset | IterableDataset):
             rows = Rows(X, input_shape=self.input_shape, clip_values=self.clip_values)
             n_features = int(np.prod(rows.shape))

@@ -17,7 +17,10 @@ class RiskMixin(OutlierMixin):
     @property
     def offset_(self) -> float:
         """Threshold on the score: the logarithm of `security_parameter`."""
-        return math.log(self.security_parameter)
+        sp = self.security_parameter
+        if not isinstance(sp, int | float) or not 0 < sp < 1:  # may have been set after fit
+            raise ValueError(f"security_parameter={sp!r} is no rate; set one between 0 and 1.")
+        return math.log(sp)
 
     def decision_function(self, X, *, labels=None):
         """Score minus threshold, shape (n_samples,): negative where a row is flagged."""

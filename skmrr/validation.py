@@ -40,8 +40,8 @@ def check_known(labels: np.ndarray, classes: np.ndarray) -> None:
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise ValueError(
-            f"labels hold {unknown.tolist()}, but the detector was fitted on classes "
-            f"{classes.tolist()}; fit it on clean rows of every class."
+            f"The classifier's labels hold {unknown.tolist()}, but y, as fitted, has classes "
+            f"{classes.tolist()}; number y as the classifier does, and fit on every class."
         )
 
 

@@ -77,6 +77,15 @@ def test_false_alarm_interval_holds_its_confidence():
     assert 0.99 <= inside < 0.995
 
 
+def test_false_alarm_interval_counts_the_calibrations_own_chance(rng):
+    """Simulated: thresholds at a rank of 99 rows, false alarms among 200 fresh ones."""
+    calibration, fresh = rng.standard_normal((4000, 99)), rng.standard_normal((4000, 200))
+    threshold = np.sort(calibration, axis=1)[:, -10]  # SP = 10 %: beyond the tenth largest
+    shares = np.mean(fresh > threshold[:, None], axis=1)
+    low, high = false_alarm_interval(0.1, 200, n_calibration=99)
+    assert 0.985 < np.mean((shares >= low) & (shares <= high)) < 0.997
+
+
 def test_one_kind_of_row_names_the_cure(detector, rows):
     X, y = rows
     with pytest.raises(ValueError, match="no adversarial rows.*StratifiedKFold"):

@@ -294,6 +294,33 @@ def test_early_stopping_watches_clean_held_out_rows(net, digits):
     assert losses[-1] >= min(losses)
 
 
+@pytest.mark.parametrize("sp", [0, 1, -0.1, None, "a"])
+def test_a_threshold_set_after_fit_is_checked(defender, digits, sp):
+    other = copy.copy(defender).set_params(security_parameter=sp)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        other.predict(digits[0][1400:1410])
+
+
+@pytest.mark.parametrize("clip_values", [(1, 0), (0, 1, 2)])
+def test_a_range_that_is_none(net, digits, clip_values):
+    with pytest.raises(ValueError, match="lowest, highest"):
+        LatentDefender(replicate(net), clip_values=clip_values).fit(*digits)
+
+
+def test_early_stopping_waits_until_the_ball_has_grown(net, digits):
+    defender = LatentDefender(
+        replicate(net),
+        early_stopping=True,
+        n_iter_no_change=1,
+        exploration_radius=0.3,
+        max_epochs=10,
+        learning_rate=0.01,
+        random_state=0,
+    ).fit(digits[0][:900], digits[1][:900])
+    assert len(defender.history_["loss"]) >= 5
+    assert len(defender.history_["held_out_loss"]) <= len(defender.history_["loss"]) - 3
+
+
 def test_module_is_the_estimator_and_differentiable(defender, net, digits):
     x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
     labels = net(x).argmax(1)
@@ -369,7 +396,7 @@ def test_a_decision_for_an_unseen_class_is_found_before_training(net, digits, mo
 
 def test_bad_labels_when_scoring(defender, digits):
     X = digits[0][1400:1410]
-    with pytest.raises(ValueError, match="fitted on classes"):
+    with pytest.raises(ValueError, match="as fitted, has classes"):
         defender.score_samples(X, labels=np.full(10, 12))
     with pytest.raises(ValueError, match="3 entries but X has 10 rows"):
         defender.score_samples(X, labels=[1, 2, 3])

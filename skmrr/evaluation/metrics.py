@@ -1,7 +1,7 @@
 """Figures of merit of a detector."""
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 
 def tpr_at_fpr(clean_scores, adversarial_scores, fpr: float) -> float:
@@ -32,8 +32,14 @@ def tpr_at_fpr(clean_scores, adversarial_scores, fpr: float) -> float:
     return float(np.mean(np.asarray(adversarial_scores) < threshold))
 
 
-def false_alarm_interval(security_parameter: float, n_rows: int, confidence: float = 0.99):
-    """Interval in which the share of false alarms lies if their probability is SP exactly.
+def false_alarm_interval(
+    security_parameter: float,
+    n_rows: int,
+    confidence: float = 0.99,
+    *,
+    n_calibration: int | None = None,
+):
+    """Interval in which the share of false alarms lies by chance, if all rows are exchangeable.
 
     Parameters
     ----------
@@ -43,6 +49,10 @@ def false_alarm_interval(security_parameter: float, n_rows: int, confidence: flo
         Number of clean rows scored.
     confidence : float, default=0.99
         Probability of the interval.
+    n_calibration : int, optional
+        Number of calibration rows, whose own chance widens the interval: with k of them beyond
+        the threshold, the probability of a false alarm is Beta(k, n + 1 − k) (Vovk 2012). By
+        default that probability is taken to be SP exactly.
 
     Returns
     -------
@@ -56,5 +66,9 @@ def false_alarm_interval(security_parameter: float, n_rows: int, confidence: flo
     >>> round(float(low), 4), round(float(high), 4)
     (0.0075, 0.0127)
     """
-    low, high = binom.interval(confidence, n_rows, security_parameter)
+    if n_calibration is None:
+        low, high = binom.interval(confidence, n_rows, security_parameter)
+    else:
+        k = int(security_parameter * (n_calibration + 1) + 1e-9)
+        low, high = betabinom.interval(confidence, n_rows, k, n_calibration + 1 - k)
     return low / n_rows, high / n_rows

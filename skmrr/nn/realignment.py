@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from skmrr.nn.exploration import Explorer
+from skmrr.nn.exploration import RAMP, Explorer
 from skmrr.nn.hooks import as_input, evaluating, module_device
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
@@ -117,7 +117,7 @@ class Realigner:
         Returns
         -------
         dict
-            ``loss`` and ``held_out_loss`` of each epoch.
+            ``loss`` of each epoch and ``held_out_loss`` of each epoch that may be the last.
         """
         history: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         self.n_steps = self.max_epochs * -(-len(train) // self.batch_size)
@@ -137,7 +137,7 @@ class Realigner:
             for _ in range(self.max_epochs):
                 batches = self._read(rows, classes, shuffle.permutation(train))
                 history["loss"].append(self._mean(self._step, batches))
-                if len(held_out) == 0:
+                if len(held_out) == 0 or self._is_growing():
                     continue
                 losses = history["held_out_loss"]
                 losses.append(self._mean(self._clean_loss, self._read(rows, classes, held_out)))
@@ -149,6 +149,10 @@ class Realigner:
         if best is not None:
             self.latent_map.load_state_dict(best)
         return history
+
+    def _is_growing(self) -> bool:
+        """Whether the explored balls still grow, and the clean loss rises for that reason."""
+        return self.explorer is not None and self.schedule.last_epoch < RAMP * self.n_steps
 
     def _mean(self, loss_of, batches) -> float:
         """Mean of a loss over the rows of all batches."""
