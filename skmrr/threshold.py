@@ -35,7 +35,7 @@ class RiskMixin(OutlierMixin):
 
         A clean row's risk exceeds 1 − q with probability at most q.
         """
-        return -np.expm1(self.score_samples(X, labels=labels))
+        return 0.0 - np.expm1(self.score_samples(X, labels=labels))  # a minus alone gives -0.0
 
 
 class FixedThresholdDetector(RiskMixin, BaseEstimator):
