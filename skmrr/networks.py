@@ -50,13 +50,12 @@ class NetworkEstimator(BaseEstimator):
             raise ValueError(f"clip_values={clip_values} must be (lowest, highest).")
         if isinstance(X, DataLoader | Dataset | IterableDataset):
             rows = Rows(X, input_shape=self.input_shape, clip_values=self.clip_values)
-            n_features = int(np.prod(rows.shape))
             if reset:
-                self.n_features_in_ = n_features
+                self.n_features_in_ = int(np.prod(rows.shape))
         else:
             X = self._check_array(X, reset=reset)
             rows = Rows(X, input_shape=self.input_shape, trusted=True)
-        shape = self._row_shape(X, rows)
+        shape = rows.shape
         if reset:
             self.input_shape_ = shape
         elif shape != self.input_shape_:
@@ -78,14 +77,6 @@ class NetworkEstimator(BaseEstimator):
         if self.clip_values is not None:
             check_range(float(X.min()), float(X.max()), self.clip_values)
         return X
-
-    def _row_shape(self, X, rows: Rows) -> tuple[int, ...]:
-        try:
-            return rows.shape
-        except RuntimeError as error:
-            raise ValueError(
-                f"Rows of X cannot be given input_shape={self.input_shape}: {error}"
-            ) from error
 
 
 class _PackedNetwork:

@@ -30,6 +30,13 @@ def test_flat_rows_are_given_their_shape(rng):
     np.testing.assert_array_equal(rows.take(slice(0, 6)), X.reshape(6, 3, 2, 2))
 
 
+def test_rows_that_do_not_fit_their_shape_whatever_the_source():
+    X = torch.zeros(4, 10)
+    for source in (X.numpy(), TensorDataset(X)):
+        with pytest.raises(ValueError, match=r"input_shape=\(3, 4\)"):
+            Rows(source, input_shape=(3, 4)).take([0])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_dataset_is_checked_batch_by_batch(bad):
     X = torch.rand(6, 2)

@@ -70,7 +70,12 @@ class Rows:
         if not self.trusted:
             check_values(batch, self.clip_values)
         if self.input_shape is not None and tuple(batch.shape[1:]) != self.input_shape:
-            batch = batch.reshape(len(batch), *self.input_shape)
+            try:
+                batch = batch.reshape(len(batch), *self.input_shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"Rows of X cannot be given input_shape={self.input_shape}: {error}"
+                ) from error
         return batch
 
     def batches(self, batch_size: int, indices=None) -> Iterator[tuple[slice, Tensor]]:
