@@ -2,6 +2,7 @@
 
 from skmrr.base import BaseDetector
 from skmrr.calibration import ConformalSurvival
+from skmrr.dictionary import InputDictionaryDefender
 from skmrr.features import FeatureExtractor
 from skmrr.latent import LatentDefender
 from skmrr.nn.replica import replicate
@@ -14,6 +15,7 @@ __all__ = [
     "ConformalSurvival",
     "FeatureExtractor",
     "FixedThresholdDetector",
+    "InputDictionaryDefender",
     "LatentDefender",
     "replicate",
 ]

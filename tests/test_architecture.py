@@ -16,7 +16,8 @@ PACKAGE = ROOT / "skmrr"
 
 # From bottom to top. A part imports from the rows below its own, and from within itself.
 LAYERS = [
-    {"nn", "_dataset_files"},
+    {"_pursuit_numba", "_dataset_files"},
+    {"nn"},
     {"calibration", "networks", "threshold", "attacks", "_dataset_formats"},
     {"validation"},
     {"features", "base", "datasets"},

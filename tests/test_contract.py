@@ -3,15 +3,23 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from skmrr import FeatureExtractor, FixedThresholdDetector, LatentDefender
+from skmrr import (
+    FeatureExtractor,
+    FixedThresholdDetector,
+    InputDictionaryDefender,
+    LatentDefender,
+)
 
 # The checks fit on ten rows and up: a coarse false-alarm rate that so few can promise, and
 # short trainings. Everything else is as users get it.
-small = {"security_parameter": 0.25, "calibration_fraction": 0.5, "max_epochs": 2}
+coarse = {"security_parameter": 0.25, "calibration_fraction": 0.5}
+small = {**coarse, "max_epochs": 2}
 
 ESTIMATORS = [
     FeatureExtractor(nn.Sequential(nn.Tanh()), layer="0"),
     FixedThresholdDetector(LatentDefender(**small, random_state=0), security_parameter=0.25),
+    InputDictionaryDefender(**coarse),
+    InputDictionaryDefender(**coarse, remove_mean=True, selection="ormp", n_atoms=20),
     LatentDefender(**small),
     LatentDefender(**small, density="gaussian", statistic="likelihood", realign=False),
     LatentDefender(**small, density="ppca", statistic="likelihood", exploration_radius=0.1),

@@ -55,7 +55,9 @@ class DetectorModule(nn.Module):
     Parameters
     ----------
     statistic : nn.Module
-        Rows → oddness under each class, shape (batch, classes), high = odd.
+        Rows → oddness under each class, shape (batch, classes), high = odd. Where one class is
+        cheaper than all, a method ``at(x, columns)`` gives the oddness under the class at each
+        row's column.
     classes : Tensor of shape (classes,)
         Sorted class labels, in the order of the statistic's columns.
     calibration : nn.Module, optional
@@ -98,6 +100,9 @@ class DetectorModule(nn.Module):
         `labels` are the classifier's decisions; without them the nearest class, which is the one
         that the row is least odd under.
         """
+        if labels is not None and hasattr(self.statistic, "at"):
+            column = torch.searchsorted(self.classes, labels)
+            return self.statistic.at(x, column), column
         statistics = self.statistic(x)
         column = (
             statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)
