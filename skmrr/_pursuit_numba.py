@@ -26,7 +26,7 @@ _jit = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz", "arcp",
 
 
 @functools.cache
-def compiled_pursuit(n_atoms: int, order_recursive: bool, stop: float, min_pivot: float):
+def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
     """Kernel ``(correlations, gram, n_nonzero, support, coefficients)`` for `n_atoms` atoms.
 
     `stop` and `min_pivot` are those of `skmrr.nn.pursuit`. Fast if `n_atoms` is a multiple of 16,

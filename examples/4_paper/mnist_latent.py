@@ -25,118 +25,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from art.attacks.evasion import (
-    BasicIterativeMethod,
-    DeepFool,
-    FastGradientMethod,
-    SaliencyMapMethod,
-)
-from art.estimators.classification import PyTorchClassifier
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from victims import KINDS, mnist, predict
 
 import skmrr
 from skmrr import LatentDefender, replicate
-from skmrr.attacks import carlini_l2
-from skmrr.datasets import load_mnist
 from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
 
 HERE = Path(__file__).parent
-N_VICTIM, N_FIT = 50_000, 20_000  # training images of the victim, and of the defender
 RADIUS = 0.2
-
-
-def build_victim() -> nn.Sequential:
-    """Two convolutions, three dense layers; the input of the last one is the checkpoint."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3),
-        nn.MaxPool2d(2),
-        nn.ReLU(),  # after the pooling: the same values, a quarter of the work
-        nn.Conv2d(16, 32, 3),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(800, 200),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(200, 200),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(200, 10),
-    ).to(memory_format=torch.channels_last)
-
-
-def train_victim(seed: int, n_rows: int, epochs: int) -> dict:
-    """Train on the first `n_rows` images, each turned, scaled and shifted a little."""
-    torch.manual_seed(seed)
-    victim = build_victim()
-    x, y = (torch.as_tensor(part) for part in load_mnist("train", n_samples=n_rows))
-    optimizer = torch.optim.Adam(victim.parameters())
-    steps = epochs * -(-n_rows // 100)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in range(epochs):
-        for batch in torch.randperm(n_rows).split(100):
-            optimizer.zero_grad()
-            logits = victim(jitter(x[batch]))
-            nn.functional.cross_entropy(logits, y[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    # As arrays, whose hash, unlike a tensor's, is the same in every process.
-    return {name: tensor.numpy() for name, tensor in victim.state_dict().items()}
-
-
-def jitter(x: torch.Tensor) -> torch.Tensor:
-    """Turn each image by up to 10°, scale it by up to 10 %, shift it by up to two pixels."""
-    angle, scale, dx, dy = (torch.rand(4, len(x)) * 2 - 1) * torch.tensor(
-        [[np.pi / 18], [0.1], [2 / 14], [2 / 14]]
-    )
-    cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
-    maps = torch.stack([cos, -sin, dx, sin, cos, dy], dim=1).view(-1, 2, 3)
-    grid = nn.functional.affine_grid(maps, list(x.shape), align_corners=False)
-    return nn.functional.grid_sample(x, grid, align_corners=False)
-
-
-def attack(weights: dict, x_all, y_all, n_attacked: int) -> dict[str, tuple[np.ndarray, float]]:
-    """Successful adversarials on the victim alone, and their mean L2 change, by attack."""
-    x, y = x_all[:n_attacked], y_all[:n_attacked]
-    victim = load_victim(weights)
-    wrapped = PyTorchClassifier(
-        victim, nn.CrossEntropyLoss(), (1, 28, 28), nb_classes=10, clip_values=(0, 1)
-    )
-    batch = {"batch_size": 500}
-    quiet = {**batch, "verbose": False}
-    found = {}
-    for eps in (0.05, 0.1, 0.2, 0.3):
-        fgsm = FastGradientMethod(wrapped, eps=eps, **batch)
-        found[f"FGSM {eps}"] = fgsm.generate(x_all, y_all)
-    for eps in (0.1, 0.2, 0.3):
-        bim = BasicIterativeMethod(wrapped, eps, eps / 10, max_iter=20, **quiet)
-        found[f"BIM {eps}"] = bim.generate(x, y)
-    found["DeepFool"] = DeepFool(wrapped, max_iter=50, **quiet).generate(x)
-    # γ = 5 % of the pixels is the setting of the paper's released program.
-    targets = (y + np.random.default_rng(0).integers(1, 10, len(y))) % 10
-    for gamma in (0.05, 0.1):
-        jsma = SaliencyMapMethod(wrapped, theta=1.0, gamma=gamma, **quiet)
-        found[f"JSMA γ={gamma}"] = jsma.generate(x, np.eye(10)[targets])
-    for confidence in (0.0, 10.0, 20.0, 40.0):
-        result = carlini_l2(
-            victim, torch.as_tensor(x), torch.as_tensor(y), confidence=confidence, max_iter=150
-        )
-        found[f"CW κ={confidence:.0f}"] = torch.nan_to_num(result.adversarial).numpy()
-    successes = {}
-    for name, images in found.items():
-        fooled = wrapped.predict(images).argmax(1) != y_all[: len(images)]
-        if fooled.any():
-            change = (images - x_all[: len(images)])[fooled].reshape(fooled.sum(), -1)
-            successes[name] = images[fooled], float(np.linalg.norm(change, axis=1).mean())
-    return successes
-
-
-def load_victim(weights: dict) -> nn.Sequential:
-    """Victim with the given weights, in evaluation mode."""
-    victim = build_victim()
-    victim.load_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
-    return victim.eval()
 
 
 def fit(victim, module, data, **params) -> LatentDefender:
@@ -216,17 +113,17 @@ def scoring_cost(defender, victim, X) -> float:
 
 def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation, code) -> dict:
     """Everything that is measured for one seed, as tidy rows; `code` is the cache's key to them."""
-    X, y = load_mnist("train")
-    X_test, y_test = load_mnist("test")
-    weights = memory.cache(train_victim)(seed, N_VICTIM, victim_epochs)
-    victim = load_victim(weights)
-    decided = predict(victim, X_test)
-    right = np.flatnonzero(decided == y_test)
-    shuffled = np.random.default_rng(seed).permutation(right)
-    attacked = memory.cache(attack)(weights, X_test[shuffled], y_test[shuffled], n_attacked)
-    adversarial = {name: images for name, (images, _) in attacked.items()}
+    attacked = mnist(
+        seed,
+        memory,
+        n_attacked=n_attacked,
+        victim_epochs=victim_epochs,
+        kinds=(*KINDS, "JSMA"),
+    )
+    victim, X_test = attacked.victim, attacked.X_test
+    right = predict(victim, X_test) == attacked.y_test
 
-    data = X[:N_FIT], y[:N_FIT], X[N_VICTIM:]
+    data = attacked.X_fit, attacked.y_fit, attacked.X_calibration
     start = time.perf_counter()
     defender = fit(victim, replicate(victim), data, **headline(seed, epochs))
     fit_seconds = time.perf_counter() - start
@@ -235,36 +132,29 @@ def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation, code) -> di
         variants += ablation(victim, data, seed, epochs, defender)
     detections, clean = [], {}
     for variant, fitted in variants:
-        auc, tpr, clean[variant] = measure(fitted, X_test, adversarial)
+        auc, tpr, clean[variant] = measure(fitted, X_test, attacked.adversarial)
         detections += [
             {"seed": seed, "variant": variant, "attack": name, "AUC": auc[name], "TPR": tpr[name]}
             for name in auc
         ]
     return {
         "detections": detections,
-        "successes": {name: len(images) for name, images in adversarial.items()},
-        "mean L2": {name: distortion for name, (_, distortion) in attacked.items()},
+        "successes": {name: len(images) for name, images in attacked.adversarial.items()},
+        "mean L2": attacked.distortion,
         "false alarms": [
             {
                 "seed": seed,
                 "SP": sp,
                 "all": np.mean(clean["headline"] < np.log(sp)),
                 "victim right": np.mean(clean["headline"][right] < np.log(sp)),
-                "victim wrong": np.mean(clean["headline"][decided != y_test] < np.log(sp)),
+                "victim wrong": np.mean(clean["headline"][~right] < np.log(sp)),
             }
             for sp in (0.005, 0.01, 0.05)
         ],
-        "victim accuracy": len(right) / len(y_test),
+        "victim accuracy": right.mean(),
         "fit seconds": fit_seconds,
         "scoring / raw passes": scoring_cost(defender, victim, X_test),
     }
-
-
-def predict(victim, X) -> np.ndarray:
-    """Labels by the victim."""
-    with torch.no_grad():
-        parts = [victim(x).argmax(1) for x in torch.as_tensor(X).split(500)]
-    return torch.cat(parts).numpy()
 
 
 def report(runs: list[dict], ablated: list[dict], output: Path) -> None:
@@ -331,7 +221,8 @@ if __name__ == "__main__":
     measured = memory.cache(run_seed)
     sizes = (args.attacked, args.victim_epochs, args.epochs)
     # Figures are kept for the very code that made them.
-    sources = [*sorted(Path(skmrr.__file__).parent.rglob("*.py")), Path(__file__)]
+    sources = sorted(Path(skmrr.__file__).parent.rglob("*.py"))
+    sources += [Path(__file__), HERE / "victims.py"]
     code = joblib.hash([path.read_bytes() for path in sources])
     report(
         [measured(seed, *sizes, False, code) for seed in args.seeds],

@@ -100,9 +100,10 @@ class DetectorModule(nn.Module):
         `labels` are the classifier's decisions; without them the nearest class, which is the one
         that the row is least odd under.
         """
-        if labels is not None and hasattr(self.statistic, "at"):
+        under_one_class = getattr(self.statistic, "at", None)
+        if labels is not None and under_one_class is not None:
             column = torch.searchsorted(self.classes, labels)
-            return self.statistic.at(x, column), column
+            return under_one_class(x, column), column
         statistics = self.statistic(x)
         column = (
             statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)

@@ -19,6 +19,7 @@ from skmrr.nn.sparse_coding import SparseCoder
 BATCH = 4096  # vectors whose dense codes are held at once
 FORGETTING = 0.9  # weight of the online statistics from one mini-batch to the next
 SWEEPS = 2  # of block-coordinate descent per update
+EXACT = 1e-8  # squared relative residual of a vector that asks for no atom more
 
 
 def learn_dictionary(
@@ -136,7 +137,8 @@ class _Pass:
         if len(dead):
             sample = x[torch.randint(len(x), (min(len(x), BATCH),), generator=generator)]
             residual = sample - SparseCoder(self.dictionary, **self.settings)(sample)
-            worst = residual.square().sum(1).topk(min(len(dead), len(sample))).indices
+            error, worst = residual.square().sum(1).topk(min(len(dead), len(sample)))
+            worst = worst[error > EXACT * sample.square().sum(1)[worst]]
             self.dictionary[dead[: len(worst)]] = normalize(sample[worst], dim=1)
         return self.dictionary
 

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from skmrr.nn.pursuit import MIN_PIVOT, MIN_REMAINING, STOP, project, pursue
 
-CHUNK_VALUES = 2**17  # correlations of one chunk, half a megabyte: they are to stay in the cache
+CHUNK_VALUES = 2**18  # correlations of one chunk, a megabyte: they are to stay in the cache
 LANES = 16  # multiple that the number of atoms is padded to, for vector registers
 Pursuit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -59,7 +59,7 @@ class SparseCoder(nn.Module):
     Raises
     ------
     ValueError
-        If the dictionary holds NaN or infinity, or `backend` is not to be had.
+        If the dictionary holds NaN or infinity, or a parameter is none of these.
 
     Examples
     --------
@@ -92,15 +92,16 @@ class SparseCoder(nn.Module):
             raise ValueError("The dictionary must be finite and of shape (atoms, dim).")
         if selection not in ("omp", "ormp"):
             raise ValueError(f"selection={selection!r} must be 'omp' or 'ormp'.")
+        if backend not in ("auto", "torch", "numba"):
+            raise ValueError(f"backend={backend!r} must be 'auto', 'torch' or 'numba'.")
         if n_nonzero < 1:
             raise ValueError(f"n_nonzero={n_nonzero} must be at least 1.")
-        self.n_atoms = len(dictionary)
         self.n_nonzero = n_nonzero
         self.selection = selection
         self.backend = backend
         self.n_jobs = n_jobs
         # Zero atoms fill the last vector register.
-        padded = nn.functional.pad(dictionary.double(), (0, 0, 0, -self.n_atoms % LANES))
+        padded = nn.functional.pad(dictionary.double(), (0, 0, 0, -len(dictionary) % LANES))
         padded = nn.functional.normalize(padded, dim=1)
         self.register_buffer("dictionary", padded.float())
         self.register_buffer("gram", (padded @ padded.T).float())
