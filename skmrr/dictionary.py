@@ -211,9 +211,10 @@ class InputDictionaryDefender(BaseDetector):
             self.n_jobs,
         )
         device = resolve_device(self.device, self.classifier)
+        reconstruction.to(device)
         if self.statistic == "relabel":
-            classes = torch.as_tensor(self.classes_)
-            return RelabelStatistic(reconstruction, self.classifier, classes).to(device)
+            classes = torch.as_tensor(self.classes_, device=device)
+            return RelabelStatistic(reconstruction, self.classifier, classes)
         statistic = ResidualStatistic(reconstruction, self._floor(rows, train)).to(device)
         for c, indices in enumerate(of_class):
             self._fit_typical(statistic, rows, indices[:TYPICAL_ROWS], c, device)
@@ -225,7 +226,7 @@ class InputDictionaryDefender(BaseDetector):
         each = min(patches.n_patches, -(-self.n_patches // len(indices)))
         parts = []
         for _, batch in rows.batches(self.batch_size, indices):
-            for x in batch.float().split(max(1, self.batch_size // 8)):
+            for x in batch.float().split(patches.rows_at_once):
                 cut = patches.extract(x)  # batch patches dim
                 order = torch.as_tensor(
                     random_state.random_sample(cut.shape[:2]).argsort(1)[:, :each]

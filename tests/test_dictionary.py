@@ -183,9 +183,7 @@ class TestInputDictionaryDefender:
 
     def test_photographs_take_bounded_memory(self, rng, monkeypatch):
         """Patches are cut for a few images at a time, however large the batch."""
-        import skmrr.nn.reconstruction as reconstruction
-
-        monkeypatch.setattr(reconstruction, "MAX_VALUES", 2**18)
+        monkeypatch.setattr("skmrr.nn.patches.MAX_VALUES", 2**18)
         largest = []
         extract = Patches.extract
 

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import fold, pad, unfold
 
+MAX_VALUES = 2**24  # pixels of all patches that are held at once: 64 MB
+
 
 class Patches(nn.Module):
     """Square patches of all channels of an image, on a regular grid.
@@ -55,6 +57,11 @@ class Patches(nn.Module):
         self.n_patches = math.prod(steps + 1 for steps in grid)
         ones = torch.ones(1, shape[0], *self.padded)
         self.register_buffer("counts", self._add_up(unfold(ones, size, stride=stride)))
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows whose patches fit in bounded memory together."""
+        return max(1, MAX_VALUES // (self.n_patches * self.dim))
 
     def extract(self, x: Tensor) -> Float[Tensor, "batch patches dim"]:
         """Patches of each row of `x`, shape (batch, …)."""

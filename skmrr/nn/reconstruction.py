@@ -8,8 +8,6 @@ from skmrr.nn.detector import against_best_other
 from skmrr.nn.patches import Patches
 from skmrr.nn.sparse_coding import SparseCoder
 
-MAX_VALUES = 2**24  # pixels of all patches that are coded at once: 64 MB
-
 
 class ClassReconstruction(nn.Module):
     """Reconstructs rows by the patch dictionary of a class each.
@@ -41,10 +39,9 @@ class ClassReconstruction(nn.Module):
 
     def forward(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Tensor:
         """Reconstruction of each row by the dictionary at its column, of the shape of `x`."""
-        rows = max(1, MAX_VALUES // (self.patches.n_patches * self.patches.dim))
         reconstruction = torch.empty_like(x)
         for c in columns.unique().tolist():
-            for index in torch.nonzero(columns == c)[:, 0].split(rows):
+            for index in torch.nonzero(columns == c)[:, 0].split(self.patches.rows_at_once):
                 reconstruction[index] = self._reconstruct(x[index], self.coders[c])
         return reconstruction
 
