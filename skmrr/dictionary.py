@@ -13,7 +13,10 @@ from skmrr.nn.hooks import as_input, resolve_device
 from skmrr.nn.patches import Patches
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
 
-TYPICAL_ROWS = 1000  # training rows per class that say which PSNR is typical of it
+# Training rows of a class that say which PSNR is typical of it. Kept from its dictionary, which may
+# know its own rows by heart.
+TYPICAL_SHARE = 0.2
+MAX_TYPICAL_ROWS = 1000
 EXACT = 1e-8  # share of the mean square of X: a mean squared error that counts as none
 MIN_SPREAD = 0.1  # dB, of the PSNR within a class
 
@@ -187,7 +190,9 @@ class InputDictionaryDefender(BaseDetector):
         of_class = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
         dictionaries, self.history_ = [], []
         for indices in tqdm(of_class, desc="classes", disable=not self.verbose, leave=False):
-            sample = self._sample_patches(rows, indices, patches, random_state)
+            sample = self._sample_patches(
+                rows, indices[_n_typical(indices) :], patches, random_state
+            )
             dictionary, history = learn_dictionary(
                 sample,
                 self.n_atoms,
@@ -217,7 +222,8 @@ class InputDictionaryDefender(BaseDetector):
             return RelabelStatistic(reconstruction, self.classifier, classes)
         statistic = ResidualStatistic(reconstruction, self._floor(rows, train)).to(device)
         for c, indices in enumerate(of_class):
-            self._fit_typical(statistic, rows, indices[:TYPICAL_ROWS], c, device)
+            typical = indices[: max(1, _n_typical(indices))]
+            self._fit_typical(statistic, rows, typical, c, device)
         return statistic
 
     def _sample_patches(self, rows, indices, patches, random_state) -> torch.Tensor:
@@ -238,7 +244,7 @@ class InputDictionaryDefender(BaseDetector):
         return sample - sample.mean(1, keepdim=True) if self.remove_mean else sample
 
     def _floor(self, rows, train) -> float:
-        sample = rows.take(train[:TYPICAL_ROWS]).double()
+        sample = rows.take(train[:MAX_TYPICAL_ROWS]).double()
         return EXACT * float(sample.square().mean()) or np.finfo(np.float64).tiny
 
     @torch.no_grad()
@@ -250,3 +256,7 @@ class InputDictionaryDefender(BaseDetector):
         decibels = torch.cat(parts)
         statistic.mean[c] = decibels.mean()
         statistic.std[c] = decibels.std(correction=0).clamp_min(MIN_SPREAD)
+
+
+def _n_typical(indices: np.ndarray) -> int:
+    return min(MAX_TYPICAL_ROWS, int(TYPICAL_SHARE * len(indices)))
