@@ -29,6 +29,7 @@ types:
 # pytest's 5 means that there are no doctests
 doctest:
 	$(PYTHON) -m pytest --doctest-modules --doctest-glob='*.md' --ignore=docs/conf.py \
+	    --ignore=docs/gallery --ignore=docs/_build \
 	    skmrr docs README.md || [ $$? -eq 5 ]
 
 bench:

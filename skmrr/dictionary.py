@@ -5,11 +5,12 @@ from numbers import Integral
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
 from skmrr.nn.dictionary_learning import learn_dictionary
-from skmrr.nn.hooks import as_input, resolve_device
+from skmrr.nn.hooks import as_input, evaluating, resolve_device
 from skmrr.nn.patches import Patches
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
 
@@ -115,7 +116,7 @@ class InputDictionaryDefender(BaseDetector):
     >>> defender = InputDictionaryDefender(
     ...     patch_size=4, n_atoms=32, n_nonzero_coefs=2, clip_values=(0, 1), random_state=0
     ... ).fit(X[:1500], y[:1500])
-    >>> noisy = np.clip(X[1500:] + np.random.default_rng(0).normal(0, 0.3, X[1500:].shape), 0, 1)
+    >>> noisy = np.clip(X[1500:] + np.random.default_rng(0).normal(0, 0.4, X[1500:].shape), 0, 1)
     >>> bool((defender.predict(noisy) == -1).mean() > 0.9)
     True
     """
@@ -178,6 +179,35 @@ class InputDictionaryDefender(BaseDetector):
         self.random_state = random_state
         self.verbose = verbose
 
+    def reconstruct(self, X, *, labels=None):
+        """Rebuild each row from the atoms of its class.
+
+        Parameters
+        ----------
+        X : array-like, Tensor, Dataset or DataLoader of shape (n_samples, …)
+            Rows of the shape and scale seen in `fit`.
+        labels : array-like of shape (n_samples,), optional
+            The classes; by default the classifier's decisions, and without a classifier the
+            nearest class of each row.
+
+        Returns
+        -------
+        reconstruction : ndarray of shape (n_samples, *input_shape_)
+            Not clipped to `clip_values`.
+        """
+        check_is_fitted(self, "module_")
+        rows, labels = self._read_for_scoring(X, labels)
+        _, columns = self._stream(rows, labels)
+        reconstruction = self.module_.get_submodule("statistic.reconstruction")
+        parts = []
+        device = resolve_device(self.device, self.module_)
+        with evaluating(self.module_, device=device), torch.no_grad():
+            for positions, batch in rows.batches(self.batch_size):
+                x = as_input(batch, self.module_, device)
+                column = torch.as_tensor(columns[positions], device=device)
+                parts.append(reconstruction(x, column).cpu())
+        return torch.cat(parts).numpy()
+
     def _fit_statistic(self, rows, columns, train, random_state):
         if self.statistic == "relabel" and self.classifier is None:
             raise ValueError("statistic='relabel' asks the classifier again: give classifier=….")
@@ -190,9 +220,9 @@ class InputDictionaryDefender(BaseDetector):
         of_class = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
         dictionaries, self.history_ = [], []
         for indices in tqdm(of_class, desc="classes", disable=not self.verbose, leave=False):
-            sample = self._sample_patches(
-                rows, indices[_n_typical(indices) :], patches, random_state
-            )
+            if self.statistic == "residual":
+                indices = indices[_n_typical(indices) :]
+            sample = self._sample_patches(rows, indices, patches, random_state)
             dictionary, history = learn_dictionary(
                 sample,
                 self.n_atoms,

@@ -136,6 +136,14 @@ class TestInputDictionaryDefender:
         assert every.shape == (20, 10)
         torch.testing.assert_close(every.gather(1, columns[:, None])[:, 0], one)
 
+    def test_reconstruct(self, defender, digits):
+        X = digits[0][1400:1420]
+        rebuilt = defender.reconstruct(X)
+        assert rebuilt.shape == X.shape
+        assert np.square(rebuilt - X).mean() < 0.3 * np.square(X).mean()
+        other = defender.reconstruct(X, labels=(digits[1][1400:1420] + 1) % 10)
+        assert np.square(other - X).mean() > np.square(rebuilt - X).mean()
+
     def test_survives_pickling(self, defender, digits):
         X = digits[0][1400:1420]
         copy = pickle.loads(pickle.dumps(defender))

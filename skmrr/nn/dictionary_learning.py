@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import trange
 
-from skmrr.nn.sparse_coding import SparseCoder
+from skmrr.nn.sparse_coding import SparseCoder, SparseCodes
 
-BATCH = 4096  # vectors whose dense codes are held at once
+BATCH = 2048  # vectors between two updates, whose dense codes are held at once
 FORGETTING = 0.9  # weight of the online statistics from one mini-batch to the next
-SWEEPS = 2  # of block-coordinate descent per update
 EXACT = 1e-8  # squared relative residual of a vector that asks for no atom more
 
 
@@ -99,7 +98,7 @@ class _Pass:
         n_atoms, dim = dictionary.shape
         self.codes_codes = dictionary.new_zeros(n_atoms, n_atoms)  # A
         self.codes_x = dictionary.new_zeros(n_atoms, dim)  # B
-        self.uses = dictionary.new_zeros(n_atoms)
+        self.use = dictionary.new_zeros(n_atoms)  # Σ γ² of each atom
         self.energy = self.error = 0.0
 
     @property
@@ -111,29 +110,33 @@ class _Pass:
         self.codes_x *= FORGETTING
 
     def add(self, x: Tensor) -> None:
-        coder = SparseCoder(self.dictionary, **self.settings)
-        codes = coder.encode(x)
-        for rows, support, coefficients in zip(
-            x.split(BATCH), codes.support.split(BATCH), codes.coefficients.split(BATCH), strict=True
-        ):
-            dense = type(codes)(support, coefficients).dense(len(self.dictionary))
-            self.codes_codes += dense.T @ dense
-            self.codes_x += dense.T @ rows
-            self.uses += (dense != 0).sum(0)
-            self.energy += float(rows.square().sum())
-            self.error += float((rows - dense @ self.dictionary).square().sum())
+        codes = SparseCoder(self.dictionary, **self.settings).encode(x)
+        gram = self.dictionary @ self.dictionary.T
+        for rows, *part in zip(x.split(BATCH), *(c.split(BATCH) for c in codes), strict=True):
+            dense = SparseCodes(*part).dense(len(self.dictionary))
+            codes_codes, codes_x = dense.T @ dense, dense.T @ rows
+            # ‖x − Dᵀγ‖² = ‖x‖² − 2 ⟨γ xᵀ, D⟩ + ⟨γ γᵀ, D Dᵀ⟩
+            energy = float(torch.linalg.vector_norm(rows)) ** 2
+            fitted = 2 * (codes_x * self.dictionary).sum() - (codes_codes * gram).sum()
+            self.energy += energy
+            self.error += energy - float(fitted)
+            self.codes_codes += codes_codes
+            self.codes_x += codes_x
+            self.use += codes_codes.diagonal()
 
     def update(self) -> None:
         """Block-coordinate descent on the atoms in use (Mairal et al. 2009, algorithm 2)."""
         scale = self.codes_codes.diagonal()
         used = torch.nonzero(scale > 1e-6 * scale.max())[:, 0].tolist()
-        for _ in range(SWEEPS):
-            for j in used:
-                atom = self.codes_x[j] - self.codes_codes[j] @ self.dictionary
-                self.dictionary[j] = normalize(atom + scale[j] * self.dictionary[j], dim=0)
+        for j in used:
+            atom = self.codes_x[j] - self.codes_codes[j] @ self.dictionary
+            atom += scale[j] * self.dictionary[j]
+            length = torch.linalg.vector_norm(atom)
+            if length > 0:
+                torch.div(atom, length, out=self.dictionary[j])
 
     def with_dead_atoms_replaced(self, x, generator) -> Tensor:
-        dead = torch.nonzero(self.uses == 0)[:, 0]
+        dead = torch.nonzero(self.use == 0)[:, 0]
         if len(dead):
             sample = x[torch.randint(len(x), (min(len(x), BATCH),), generator=generator)]
             residual = sample - SparseCoder(self.dictionary, **self.settings)(sample)
