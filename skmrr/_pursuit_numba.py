@@ -115,11 +115,11 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
             subtract8(v, np.uint64(j) * width, a, b, c, d, e, f, g, h, work)
 
     @_jit
-    def regain(v, t, pivot, remaining, alpha, start, gain):
+    def regain(v, t, inverse, remaining, alpha, start, gain):
         """‖(I − P_S) d‖² −= v_t² / p_t; return the largest of α² / ‖(I − P_S) d‖²."""
         top = np.int32(0)
         for i in range(width):
-            left = remaining[i] - v[t + i] * v[t + i] / pivot
+            left = remaining[i] - v[t + i] * v[t + i] * inverse
             remaining[i] = left
             value = alpha[start + i] * alpha[start + i] / max(left, min_pivot)
             value = value if left > min_pivot else np.float32(0)
@@ -133,7 +133,7 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
         alpha, gram = correlations.reshape(-1), gram.reshape(-1)
         v = np.zeros((n_nonzero + ZERO_ROWS) * n_atoms, np.float32)
         w = np.zeros((n_nonzero, n_nonzero + ZERO_ROWS), np.float32)
-        pivots = np.zeros(n_nonzero, np.float32)
+        inverses = np.zeros(n_nonzero, np.float32)  # 1 / p_t
         steps = np.zeros(n_nonzero, np.float32)  # c_t
         work, gain = np.empty(n_atoms, np.float32), np.empty(n_atoms, np.float32)
         remaining = np.empty(n_atoms, np.float32)
@@ -153,13 +153,14 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
                 pivot = np.float32(1)
                 for j in range(t):
                     inner = v[np.uint64(j + ZERO_ROWS) * width + np.uint64(best)]
-                    weight = inner / pivots[j]
+                    weight = inner * inverses[j]
                     w[t, j + ZERO_ROWS] = weight
                     pivot -= inner * weight
                 if abs(correlation) <= stop or pivot <= min_pivot:
                     break
-                c = correlation / pivot
-                pivots[t], steps[t], support[s, t] = pivot, c, best
+                inverse = np.float32(1) / pivot
+                c = correlation * inverse
+                inverses[t], steps[t], support[s, t] = inverse, c, best
                 n_chosen += 1
                 if n_chosen == n_nonzero:
                     break
@@ -179,7 +180,7 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
                             work, zero, v, here - four, w0, w1, w2, w3, here, alpha, start, c
                         )
                 if order_recursive:
-                    top = regain(v, here, pivot, remaining, alpha, start, gain)
+                    top = regain(v, here, inverse, remaining, alpha, start, gain)
             for t in range(n_chosen - 1, -1, -1):
                 coefficients[s, t] = steps[t]
                 for j in range(t):

@@ -21,6 +21,7 @@ SMALL = {
     ],
 }
 NEEDS_DATA = {"4_paper/mnist_latent.py"}
+SLOW = {*NEEDS_DATA, "4_paper/input_defender.py"}
 
 
 def is_script(path):
@@ -35,7 +36,7 @@ def test_every_example_is_listed():
 
 @pytest.mark.parametrize(
     "example",
-    [pytest.param(e, marks=pytest.mark.slow if e in NEEDS_DATA else ()) for e in SMALL],
+    [pytest.param(e, marks=pytest.mark.slow if e in SLOW else ()) for e in SMALL],
 )
 def test_example_runs(example, tmp_path):
     if example in NEEDS_DATA and "SKMRR_DATA" not in os.environ:
