@@ -215,7 +215,7 @@ def test_nan_is_an_error(problem, backend, n_jobs, bad):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_and_threads_change_nothing(problem, backend):
     x, dictionary = problem
-    x = x.repeat(1 + 20 * CHUNK_VALUES // len(dictionary) // len(x), 1)  # several tasks
+    x = x.repeat(1 + 5 * CHUNK_VALUES // len(dictionary) // len(x), 1)  # several tasks
     coder = SparseCoder(dictionary, 3, backend=backend)
     whole = coder(x)
     assert torch.equal(whole, SparseCoder(dictionary, 3, backend=backend, n_jobs=2)(x))

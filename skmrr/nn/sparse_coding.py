@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from skmrr.nn.pursuit import MIN_PIVOT, MIN_REMAINING, STOP, project, pursue
 
-CHUNK_VALUES = 2**18  # correlations of one chunk, a megabyte: they are to stay in the cache
+CHUNK_VALUES = 2**19  # correlations of one chunk: calls cost more in small ones, memory in large
 LANES = 16  # multiple that the number of atoms is padded to, for vector registers
 Pursuit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -163,7 +163,7 @@ class SparseCoder(nn.Module):
                 keep(rows, self._code(x[rows], pursuit, unit, correlations))
 
         # Several chunks a task, as each task allocates; not too many, so that Ctrl-C ends soon.
-        bounds = [*range(0, len(x), 16 * size), len(x)]
+        bounds = [*range(0, len(x), 4 * size), len(x)]
         n_jobs = effective_n_jobs(self.n_jobs)
         if n_jobs == 1 or x.device.type != "cpu" or len(bounds) <= 2:
             with _one_thread():
