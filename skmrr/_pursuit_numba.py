@@ -71,19 +71,26 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
         return top
 
     @_jit
-    def advance4(source, row, v, j, w0, w1, w2, w3, t, alpha, start, c):
-        """v_t = source − four rows of v from j on, α −= c v_t; return the largest |α|."""
+    def advance4(source, row, v, w, t, k, alpha, start, c):
+        """v_t = source − the four rows from k on, α −= c v_t; return the largest |α|."""
+        w0, w1, w2, w3 = w[t, k], w[t, k + 1], w[t, k + 2], w[t, k + 3]
+        j, here = np.uint64(k) * width, np.uint64(t + ZERO_ROWS) * width
         top = np.int32(0)
         for i in range(width):
             value = source[row + i] - (
                 w0 * v[j + i] + w1 * v[j + width + i] + w2 * v[j + two + i] + w3 * v[j + three + i]
             )
-            v[t + i] = value
+            v[here + i] = value
             value = alpha[start + i] - c * value
             alpha[start + i] = value
             bits = np.int32(np.float32(value).view(np.int32) & magnitude)
             top = bits if bits > top else top
         return top
+
+    @_jit
+    def eight_weights(w, t, k):
+        first = w[t, k], w[t, k + 1], w[t, k + 2], w[t, k + 3]
+        return first, (w[t, k + 4], w[t, k + 5], w[t, k + 6], w[t, k + 7])
 
     @_jit
     def eight_rows(v, j, w0, w1, w2, w3, w4, w5, w6, w7):
@@ -92,27 +99,48 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
         return first + last
 
     @_jit
-    def subtract8_from(source, row, v, j, w0, w1, w2, w3, w4, w5, w6, w7, work):
+    def advance8(source, row, v, w, t, k, alpha, start, c):
+        """Do as `advance4` with eight rows."""
+        (w0, w1, w2, w3), (w4, w5, w6, w7) = eight_weights(w, t, k)
+        j, here = np.uint64(k) * width, np.uint64(t + ZERO_ROWS) * width
+        top = np.int32(0)
+        for i in range(width):
+            value = source[row + i] - eight_rows(v, j + i, w0, w1, w2, w3, w4, w5, w6, w7)
+            v[here + i] = value
+            value = alpha[start + i] - c * value
+            alpha[start + i] = value
+            bits = np.int32(np.float32(value).view(np.int32) & magnitude)
+            top = bits if bits > top else top
+        return top
+
+    @_jit
+    def subtract8_from(source, row, v, w, t, k, work):
+        (w0, w1, w2, w3), (w4, w5, w6, w7) = eight_weights(w, t, k)
+        j = np.uint64(k) * width
         for i in range(width):
             work[i] = source[row + i] - eight_rows(v, j + i, w0, w1, w2, w3, w4, w5, w6, w7)
 
     @_jit
-    def subtract8(v, j, w0, w1, w2, w3, w4, w5, w6, w7, work):
+    def subtract8(v, w, t, k, work):
+        (w0, w1, w2, w3), (w4, w5, w6, w7) = eight_weights(w, t, k)
+        j = np.uint64(k) * width
         for i in range(width):
             work[i] -= eight_rows(v, j + i, w0, w1, w2, w3, w4, w5, w6, w7)
 
     @_jit
-    def subtract_rows(gram, row, v, w, t, work):
-        """Set work = G[S_t] − Σ_{j<t−4} w_tj v_j, eight rows at a time."""
-        j = t + ZERO_ROWS - 12
-        a, b, c, d = w[t, j], w[t, j + 1], w[t, j + 2], w[t, j + 3]
-        e, f, g, h = w[t, j + 4], w[t, j + 5], w[t, j + 6], w[t, j + 7]
-        subtract8_from(gram, row, v, np.uint64(j) * width, a, b, c, d, e, f, g, h, work)
-        while j > ZERO_ROWS:
-            j -= 8
-            a, b, c, d = w[t, j], w[t, j + 1], w[t, j + 2], w[t, j + 3]
-            e, f, g, h = w[t, j + 4], w[t, j + 5], w[t, j + 6], w[t, j + 7]
-            subtract8(v, np.uint64(j) * width, a, b, c, d, e, f, g, h, work)
+    def orthogonalise(gram, row, v, w, t, work, alpha, start, c):
+        """v_t = G[S_t] − Σ_{j<t} w_tj v_j, α −= c v_t; return the largest |α|."""
+        k = t + ZERO_ROWS - 8
+        if t <= 4:
+            return advance4(gram, row, v, w, t, k + 4, alpha, start, c)
+        if t <= 8:
+            return advance8(gram, row, v, w, t, k, alpha, start, c)
+        first = k - 8
+        subtract8_from(gram, row, v, w, t, first, work)
+        while first > ZERO_ROWS:
+            first -= 8
+            subtract8(v, w, t, first, work)
+        return advance8(work, zero, v, w, t, k, alpha, start, c)
 
     @_jit
     def regain(v, t, inverse, remaining, alpha, start, gain):
@@ -168,17 +196,7 @@ def compiled_pursuit(n_atoms, order_recursive, stop, min_pivot):
                 if t == 0:
                     top = advance(gram, row, v, here, alpha, start, c)
                 else:
-                    j = t + ZERO_ROWS - 4
-                    w0, w1, w2, w3 = w[t, j], w[t, j + 1], w[t, j + 2], w[t, j + 3]
-                    if t <= 4:
-                        top = advance4(
-                            gram, row, v, here - four, w0, w1, w2, w3, here, alpha, start, c
-                        )
-                    else:
-                        subtract_rows(gram, row, v, w, t, work)
-                        top = advance4(
-                            work, zero, v, here - four, w0, w1, w2, w3, here, alpha, start, c
-                        )
+                    top = orthogonalise(gram, row, v, w, t, work, alpha, start, c)
                 if order_recursive:
                     top = regain(v, here, inverse, remaining, alpha, start, gain)
             for t in range(n_chosen - 1, -1, -1):
