@@ -192,7 +192,7 @@ class InputDictionaryDefender(BaseDetector):
 
         Returns
         -------
-        reconstruction : ndarray of shape (n_samples, *input_shape_)
+        reconstruction : ndarray of shape (n_samples, …)
             Not clipped to `clip_values`.
         """
         check_is_fitted(self, "module_")
