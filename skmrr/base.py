@@ -1,6 +1,7 @@
 """The contract of every detector."""
 
 from abc import ABC, abstractmethod
+from contextlib import closing
 from numbers import Integral, Real
 
 import numpy as np
@@ -197,16 +198,24 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         """Statistic (or calibrated score) and class column of all rows, or those at `indices`."""
         n = len(rows) if indices is None else len(indices)
         values, columns = np.empty(n), np.empty(n, dtype=np.int64)
-        device = resolve_device(self.device, self.module_, self.classifier)
-        with evaluating(self.module_, self.classifier, device=device), torch.no_grad():
-            for positions, batch in rows.batches(self.batch_size, indices):
-                x = as_input(batch, self.module_, device)
-                decided = self._decide(batch, None if labels is None else labels[positions])
+        with closing(self._decided_batches(rows, labels, indices)) as batches:
+            for positions, x, decided in batches:
                 value, column = self.module_.statistic_at(x, decided)
                 if calibration is not None:
                     value = calibration(value, column)
                 values[positions], columns[positions] = value.cpu(), column.cpu()
         return values, columns
+
+    def _decided_batches(self, rows, labels, indices=None):
+        """Yield (positions, x, decisions or None), with the module at hand and no gradients.
+
+        Close it, so that an error between two batches leaves the networks as they were.
+        """
+        device = resolve_device(self.device, self.module_, self.classifier)
+        with evaluating(self.module_, self.classifier, device=device), torch.no_grad():
+            for positions, batch in rows.batches(self.batch_size, indices):
+                decided = self._decide(batch, None if labels is None else labels[positions])
+                yield positions, as_input(batch, self.module_, device), decided
 
     def _decide(self, batch, labels) -> torch.Tensor | None:
         """Classifier's decisions for a batch: those given, or asked for, or None."""

@@ -1,5 +1,6 @@
 """The input defender: one patch dictionary per class, which clean rows are rebuilt well from."""
 
+from contextlib import closing
 from numbers import Integral
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
 from skmrr.nn.dictionary_learning import learn_dictionary
-from skmrr.nn.hooks import as_input, evaluating, resolve_device
+from skmrr.nn.hooks import as_input, resolve_device
 from skmrr.nn.patches import Patches
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
 
@@ -197,14 +198,14 @@ class InputDictionaryDefender(BaseDetector):
         """
         check_is_fitted(self, "module_")
         rows, labels = self._read_for_scoring(X, labels)
-        _, columns = self._stream(rows, labels)
         reconstruction = self.module_.get_submodule("statistic.reconstruction")
         parts = []
-        device = resolve_device(self.device, self.module_)
-        with evaluating(self.module_, device=device), torch.no_grad():
-            for positions, batch in rows.batches(self.batch_size):
-                x = as_input(batch, self.module_, device)
-                column = torch.as_tensor(columns[positions], device=device)
+        with closing(self._decided_batches(rows, labels)) as batches:
+            for _, x, decided in batches:
+                if decided is None:
+                    column = self.module_.statistic(x).argmin(1)
+                else:
+                    column = torch.searchsorted(self.module_.classes, decided)
                 parts.append(reconstruction(x, column).cpu())
         return torch.cat(parts).numpy()
 
@@ -274,8 +275,11 @@ class InputDictionaryDefender(BaseDetector):
         return sample - sample.mean(1, keepdim=True) if self.remove_mean else sample
 
     def _floor(self, rows, train) -> float:
-        sample = rows.take(train[:MAX_TYPICAL_ROWS]).double()
-        return EXACT * float(sample.square().mean()) or np.finfo(np.float64).tiny
+        sample = train[:MAX_TYPICAL_ROWS]
+        batches = rows.batches(self.batch_size, sample)
+        squares = sum(float(batch.double().square().sum()) for _, batch in batches)
+        mean_square = squares / (len(sample) * self.n_features_in_)
+        return EXACT * mean_square or np.finfo(np.float64).tiny
 
     @torch.no_grad()
     def _fit_typical(self, statistic, rows, indices, c, device) -> None:

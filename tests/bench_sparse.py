@@ -13,13 +13,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.datasets import load_sample_images
 from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from threadpoolctl import threadpool_limits
 
 from skmrr.datasets import load_digits_images, load_mnist
 from skmrr.nn import SparseCoder, learn_dictionary
+from skmrr.nn.patches import Patches
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_SPAMS = importlib.util.find_spec("spams") is not None
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Orthogonal matching pursuit ende
 
 
 def patches(images, size, n):
-    windows = sliding_window_view(images, (size, size), axis=(2, 3))
-    vectors = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size**2)
+    vectors = Patches(images.shape[1:], size, 1).extract(torch.as_tensor(images))
+    vectors = vectors.flatten(0, 1).numpy()
     vectors = vectors[np.ptp(vectors, axis=1) > 0]
     return vectors[np.random.default_rng(0).permutation(len(vectors))[:n]].astype(np.float32)
 

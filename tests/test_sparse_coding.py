@@ -5,12 +5,12 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.datasets import load_sample_images
 from sklearn.linear_model import orthogonal_mp
 
 from skmrr.datasets import load_digits_images
 from skmrr.nn import SparseCoder, learn_dictionary
+from skmrr.nn.patches import Patches
 from skmrr.nn.sparse_coding import CHUNK_VALUES
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Orthogonal matching pursuit ende
 
 def cut(images, size, n, seed=0):
     """Draw `n` patches that are not constant, shape (n, channels·size²)."""
-    windows = sliding_window_view(images, (size, size), axis=(2, 3))  # n c h w s s
-    vectors = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size**2)
+    vectors = Patches(images.shape[1:], size, 1).extract(torch.as_tensor(images))
+    vectors = vectors.flatten(0, 1).numpy()
     vectors = vectors[np.ptp(vectors, axis=1) > 0]
     order = np.random.default_rng(seed).permutation(len(vectors))
     return torch.as_tensor(vectors[order[:n]].astype(np.float32))

@@ -101,11 +101,11 @@ class DetectorModule(nn.Module):
         that the row is least odd under.
         """
         under_one_class = getattr(self.statistic, "at", None)
-        if labels is not None and under_one_class is not None:
+        if labels is not None:
             column = torch.searchsorted(self.classes, labels)
-            return under_one_class(x, column), column
+            if under_one_class is not None:
+                return under_one_class(x, column), column
         statistics = self.statistic(x)
-        column = (
-            statistics.argmin(1) if labels is None else torch.searchsorted(self.classes, labels)
-        )
+        if labels is None:
+            column = statistics.argmin(1)
         return statistics.gather(1, column[:, None])[:, 0], column

@@ -165,11 +165,10 @@ class SparseCoder(nn.Module):
         # Several chunks a task, as each task allocates; not too many, so that Ctrl-C ends soon.
         bounds = [*range(0, len(x), 4 * size), len(x)]
         n_jobs = effective_n_jobs(self.n_jobs)
-        if n_jobs == 1 or x.device.type != "cpu" or len(bounds) <= 2:
-            with _one_thread():
-                code(0, len(x))
-            return
         with _one_thread():
+            if n_jobs == 1 or x.device.type != "cpu" or len(bounds) <= 2:
+                code(0, len(x))
+                return
             pool = ThreadPoolExecutor(n_jobs, initializer=torch.set_num_threads, initargs=(1,))
             try:
                 for _ in pool.map(torch.no_grad()(code), bounds[:-1], bounds[1:]):
