@@ -17,7 +17,7 @@ from torch import nn
 from skmrr.calibration import ConformalSurvival
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.detector import DetectorModule
-from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
 from skmrr.nn.inference import predict_labels
 from skmrr.nn.rows import Rows
 from skmrr.threshold import ADVERSARIAL, RiskMixin
@@ -118,7 +118,7 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         held_out_labels = self._decisions(rows, labels, held_out)
         columns = np.searchsorted(self.classes_, y)
         statistic = self._fit_statistic(rows, columns, train, random_state)
-        self.module_ = DetectorModule(statistic, torch.as_tensor(self.classes_)).eval()
+        self.module_ = eval_but(self._new_module(statistic), self.classifier)
         if len(held_out):
             self._calibrate(rows, held_out_labels, held_out)
         return self
@@ -144,7 +144,7 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         """
         check_is_fitted(self, "module_")
         rows, labels = self._read_for_scoring(X, labels)
-        check_enough(len(rows), self.security_parameter, len(rows))
+        check_enough(self._n_ranked(len(rows)), self.security_parameter, len(rows))
         self._calibrate(rows, labels)
         return self
 
@@ -176,35 +176,42 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
 
     def _score(self, X, labels) -> tuple[np.ndarray, np.ndarray]:
         """Scores and the columns of the classes that they were taken under."""
+        self._check_calibrated()
+        rows, labels = self._read_for_scoring(X, labels)
+        return self._stream(rows, labels, self.module_.scores_at)
+
+    def _check_calibrated(self) -> None:
         check_is_fitted(self, "module_")
         if self.module_.calibration is None:
             raise NotFittedError(
                 f"This {type(self).__name__} was fitted with calibration_fraction=0; call "
                 "calibrate(X) with clean rows before scoring."
             )
-        rows, labels = self._read_for_scoring(X, labels)
-        return self._stream(rows, labels, calibration=self.module_.calibration)
+
+    def _new_module(self, statistic: nn.Module) -> DetectorModule:
+        return DetectorModule(statistic, torch.as_tensor(self.classes_))
+
+    def _n_ranked(self, n_rows: int) -> int:
+        """Of so many calibration rows, how many set the threshold."""
+        return n_rows
 
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
-        statistic, columns = self._stream(rows, labels, indices=indices)
+        statistic, columns = self._stream(rows, labels, self.module_.statistic_at, indices)
         calibration = ConformalSurvival.fit(statistic, columns, len(self.classes_))
         calibration.to(module_device(self.module_))
         # A new module: copies of this detector may share the old one.
-        self.module_ = DetectorModule(
-            self.module_.statistic, self.module_.classes, calibration
-        ).eval()
+        module = DetectorModule(self.module_.statistic, self.module_.classes, calibration)
+        self.module_ = eval_but(module, self.classifier)
 
-    def _stream(self, rows, labels, *, indices=None, calibration=None):
-        """Statistic (or calibrated score) and class column of all rows, or those at `indices`."""
-        n = len(rows) if indices is None else len(indices)
-        values, columns = np.empty(n), np.empty(n, dtype=np.int64)
+    def _stream(self, rows, labels, judge, indices=None) -> tuple[np.ndarray, np.ndarray]:
+        """Values and class columns that `judge` gives all rows, or those at `indices`."""
+        parts = []
         with closing(self._decided_batches(rows, labels, indices)) as batches:
-            for positions, x, decided in batches:
-                value, column = self.module_.statistic_at(x, decided)
-                if calibration is not None:
-                    value = calibration(value, column)
-                values[positions], columns[positions] = value.cpu(), column.cpu()
-        return values, columns
+            for _, x, decided in batches:
+                values, columns = judge(x, decided)
+                parts.append((values.cpu().numpy(), columns.cpu().numpy()))
+        values, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return values.astype(np.float64, copy=False), columns
 
     def _decided_batches(self, rows, labels, indices=None):
         """Yield (positions, x, decisions or None), with the module at hand and no gradients.
@@ -224,8 +231,7 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
                 return None
             device = module_device(self.module_)
             logits = self.classifier(as_input(batch, self.classifier, device))
-            labels = logits.argmax(1).cpu().numpy()
-            check_known(labels, self.classes_)
+            labels = logits.argmax(1)
         return torch.as_tensor(labels, device=module_device(self.module_))
 
     def _split(self, clean: np.ndarray, random_state) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +242,8 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         train, held_out = train_test_split(
             clean, test_size=self.calibration_fraction, random_state=random_state
         )
-        check_enough(len(held_out), self.security_parameter, len(clean))
+        n_ranked = self._n_ranked(len(held_out))
+        check_enough(n_ranked, self.security_parameter, len(clean))
         return np.sort(train), np.sort(held_out)
 
     def _read_for_scoring(self, X, labels) -> tuple[Rows, np.ndarray | None]:

@@ -98,15 +98,18 @@ class ConformalSurvival(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """Return log P(a clean row of this class is at least as odd), ≤ 0."""
         group = self.group_of_class[columns]
-        knots, logs = self.knots[group], self.log_survival[group]  # batch m
-        statistic = statistic.to(knots.dtype)
-        inside = torch.clamp(statistic, knots[:, 0], knots[:, -1])[:, None]
-        upper = torch.searchsorted(knots, inside, right=True).clamp(1, knots.shape[1] - 1)
-        x0, x1 = knots.gather(1, upper - 1), knots.gather(1, upper)
-        y0, y1 = logs.gather(1, upper - 1), logs.gather(1, upper)
+        statistic = statistic.to(self.knots.dtype)
+        highest = self.knots[group, -1]
+        inside = torch.clamp(statistic, self.knots[group, 0], highest)
+        # Searched for in every group: cheaper than a copy of the knots for each row.
+        everywhere = inside.detach().expand(len(self.knots), -1).contiguous()  # groups batch
+        upper = torch.searchsorted(self.knots, everywhere, right=True)
+        upper = upper.gather(0, group[None])[0].clamp(1, self.knots.shape[1] - 1)
+        x0, x1 = self.knots[group, upper - 1], self.knots[group, upper]
+        y0, y1 = self.log_survival[group, upper - 1], self.log_survival[group, upper]
         gap = torch.where(x1 > x0, x1 - x0, 1.0)  # equal knots carry equal values
-        interpolated = (y0 + (y1 - y0) * (inside - x0) / gap)[:, 0]
-        return interpolated - self.tail_rate[group] * torch.relu(statistic - knots[:, -1])
+        interpolated = y0 + (y1 - y0) * (inside - x0) / gap
+        return interpolated - self.tail_rate[group] * torch.relu(statistic - highest)
 
 
 def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

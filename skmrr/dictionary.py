@@ -205,7 +205,7 @@ class InputDictionaryDefender(BaseDetector):
                 if decided is None:
                     column = self.module_.statistic(x).argmin(1)
                 else:
-                    column = torch.searchsorted(self.module_.classes, decided)
+                    column = self.module_.columns_of(decided)
                 parts.append(reconstruction(x, column).cpu())
         return torch.cat(parts).numpy()
 

@@ -7,12 +7,13 @@ import torch
 from sklearn.base import TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from skmrr.networks import NetworkEstimator
-from skmrr.nn.hooks import as_input, captured, evaluating, find_layer, resolve_device
+from skmrr.nn.hooks import evaluating, find_layer, resolve_device
 from skmrr.nn.inference import predict_labels
+from skmrr.nn.layers import LayerFeatures
 
 
 class FeatureExtractor(TransformerMixin, NetworkEstimator):
@@ -120,7 +121,8 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         rows = self._read_rows(X, reset=True)
         device = resolve_device(self.device, self.model)
         with evaluating(self.model, device=device), torch.no_grad():
-            parts = self._layer_features(rows.take([0]), device)
+            reader = self.layer_reader()
+            parts = reader.by_layer(reader.run(rows.take([0])))
         self.layer_widths_ = {name: part.shape[1] for name, part in parts.items()}
         self.n_features_out_ = sum(self.layer_widths_.values())
         return self
@@ -142,14 +144,14 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         rows = self._read_rows(X, reset=False)
         device = resolve_device(self.device, self.model)
         features: np.ndarray | None = None
+        reader = self.layer_reader()
         with (
             evaluating(self.model, device=device),
             torch.no_grad(),
             tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress,
         ):
             for positions, batch in rows.batches(self.batch_size):
-                parts = self._layer_features(batch, device)
-                part = torch.cat(list(parts.values()), dim=1).cpu().numpy()
+                part = reader(batch).cpu().numpy()
                 if features is None:
                     features = np.empty((len(rows), self.n_features_out_), dtype=part.dtype)
                 features[positions] = part
@@ -174,17 +176,6 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
             raise ValueError("layer=[] names no layer; name at least one.")
         return names
 
-    def _layer_features(self, batch: Tensor, device: torch.device) -> dict[str, Tensor]:
-        names = self._layer_names()
-        with captured(self.model, names) as outputs:
-            self.model(as_input(batch, self.model, device))
-        missing = [name for name in names if name not in outputs]
-        if missing:
-            raise ValueError(f"layer(s) {missing} took no part in the network's forward pass.")
-        return {name: self._pool(outputs[name]) for name in names}
-
-    def _pool(self, output: Tensor) -> Tensor:
-        if self.pooling == "mean" and output.ndim > 2:
-            # Channels come first in images, features last in token sequences.
-            output = output.flatten(2).mean(2) if output.ndim > 3 else output.mean(1)
-        return output.flatten(1)
+    def layer_reader(self) -> LayerFeatures:
+        """Torch module that computes the features of a batch."""
+        return LayerFeatures(self.model, self._layer_names(), self.pooling)

@@ -16,8 +16,11 @@ from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.detector import LatentStatistic
 from skmrr.nn.exploration import Explorer
 from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.nn.inference import noise_tolerance
 from skmrr.nn.realignment import Realigner
 from skmrr.nn.replica import CosineMap, LatentMap, class_means
+
+MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is measured on
 
 
 class LatentDefender(BaseDetector):
@@ -53,9 +56,10 @@ class LatentDefender(BaseDetector):
         Clustering loss of the text, or of the authors' released program.
     gamma : float, default=0.01
         Weight γ of the clustering loss beside the cross-entropy.
-    exploration_radius : float, default=0.0
+    exploration_radius : "auto" or float, default=0.0
         Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
-        the map is also trained on the point where it is worst. Each time, each row's own radius
+        the map is also trained on the point where it is worst. ``"auto"`` is the size of ±ε noise
+        that changes a twentieth of the classifier's decisions. Each time, each row's own radius
         is drawn uniformly. No attack on the classifier is used. Takes the memory of another copy
         of the training rows.
     exploration_steps : int, default=2
@@ -99,8 +103,8 @@ class LatentDefender(BaseDetector):
         The fitted detector, ``forward(x, labels)`` → score, differentiable.
     classes_ : ndarray of shape (n_classes,)
         Class labels.
-    statistic_ : str
-        The statistic in use.
+    statistic_, exploration_radius_ : str, float
+        The statistic and the radius in use.
     history_ : dict of str to list of float
         Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
     offset_ : float
@@ -135,7 +139,7 @@ class LatentDefender(BaseDetector):
         "realign": ["boolean"],
         "clustering": [StrOptions({"paper", "program"})],
         "gamma": [Interval(Real, 0, None, closed="left")],
-        "exploration_radius": [Interval(Real, 0, None, closed="left")],
+        "exploration_radius": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -204,6 +208,7 @@ class LatentDefender(BaseDetector):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         self.statistic_ = self._resolve_statistic()
+        self.exploration_radius_ = self._resolve_radius(rows, train, random_state)
         device = resolve_device(self.device, self.module)
         sample = _balanced_sample(train, columns, random_state)
         x, classes = rows.take(sample), torch.as_tensor(columns[sample], device=device)
@@ -228,6 +233,22 @@ class LatentDefender(BaseDetector):
                 "one class; give y with two classes at least, or use statistic='likelihood'."
             )
         return "likelihood"
+
+    def _resolve_radius(self, rows, train, random_state) -> float:
+        if self.exploration_radius != "auto":
+            return self.exploration_radius
+        if self.classifier is None:
+            raise ValueError(
+                "exploration_radius='auto' measures how much noise the classifier bears: give "
+                "classifier=…, or a number."
+            )
+        return noise_tolerance(
+            self.classifier,
+            rows.take(random_state.permutation(train)[:MAX_TOLERANCE_ROWS]),
+            self.clip_values,
+            batch_size=self.batch_size,
+            generator=torch.Generator().manual_seed(random_state.randint(2**31 - 1)),
+        )
 
     def _initial_map(self, x, classes, device) -> LatentMap:
         """Untrained latent map of the right size on `device`, or the last one (`warm_start`)."""
@@ -266,8 +287,8 @@ class LatentDefender(BaseDetector):
                 train, test_size=self.validation_fraction, random_state=random_state
             )
         explorer = None
-        if self.exploration_radius > 0:
-            explorer = Explorer(self.exploration_radius, self.exploration_steps, self.clip_values)
+        if self.exploration_radius_ > 0:
+            explorer = Explorer(self.exploration_radius_, self.exploration_steps, self.clip_values)
         realigner = Realigner(
             latent_map,
             centres,

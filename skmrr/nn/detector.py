@@ -88,9 +88,16 @@ class DetectorModule(nn.Module):
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, " batch"]:
         """Return the log-survival of each row under its label, ≤ 0, high = normal."""
+        return self.scores_at(x, labels)[0]
+
+    def scores_at(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """Return the log-survival of each row under its label, and the label's column."""
         if self.calibration is None:
             raise RuntimeError("The detector is not calibrated; call calibrate(X) first.")
-        return self.calibration(*self.statistic_at(x, labels))
+        statistic, column = self.statistic_at(x, labels)
+        return self.calibration(statistic, column), column
 
     def statistic_at(
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
@@ -102,10 +109,28 @@ class DetectorModule(nn.Module):
         """
         under_one_class = getattr(self.statistic, "at", None)
         if labels is not None:
-            column = torch.searchsorted(self.classes, labels)
+            column = self.columns_of(labels)
             if under_one_class is not None:
                 return under_one_class(x, column), column
         statistics = self.statistic(x)
         if labels is None:
             column = statistics.argmin(1)
         return statistics.gather(1, column[:, None])[:, 0], column
+
+    def columns_of(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Position of each label among the classes.
+
+        Raises
+        ------
+        ValueError
+            If the detector was not fitted on the class of a label.
+        """
+        columns = torch.searchsorted(self.classes, labels).clamp_max(len(self.classes) - 1)
+        is_unknown = self.classes[columns] != labels
+        if is_unknown.any():
+            raise ValueError(
+                f"The classifier's labels hold {labels[is_unknown].unique().tolist()}, but y, as "
+                f"fitted, has classes {self.classes.tolist()}; number y as the classifier does, "
+                "and fit on every class."
+            )
+        return columns

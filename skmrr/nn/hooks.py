@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def find_layer(model: nn.Module, layer: str) -> nn.Module:
@@ -77,6 +80,15 @@ def evaluating(*modules: nn.Module | None, device: torch.device | None = None) -
         for module, home in zip(present, homes, strict=True):
             if device is not None:
                 module.to(home)
+
+
+def eval_but(module: Module, spared: nn.Module | None) -> Module:
+    """Put a module in evaluation mode, but for a part of it that is only read."""
+    modes = [] if spared is None else [(part, part.training) for part in spared.modules()]
+    module.eval()
+    for part, training in modes:
+        part.training = training
+    return module
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -99,18 +99,24 @@ class Replica(LatentMap):
             nn.init.constant_(self.scale, float(norms[0].mean()))
 
     def _run(self, x, at_checkpoint):
-        if self.layer is None:
-            handle = last_linear(self.network).register_forward_pre_hook(
-                lambda module, inputs: (at_checkpoint(inputs[0]),)
-            )
-        else:
-            handle = find_layer(self.network, self.layer).register_forward_hook(
-                lambda module, inputs, output: at_checkpoint(output)
-            )
-        try:
-            return self.network(x)
-        finally:
-            handle.remove()
+        layer = (
+            last_linear(self.network)
+            if self.layer is None
+            else find_layer(self.network, self.layer)
+        )
+        return run_changing(self.network, x, layer, at_checkpoint, at_input=self.layer is None)
+
+
+def run_changing(network: nn.Module, x: Tensor, layer: nn.Module, change, *, at_input: bool):
+    """Run a network in which the input or the output of a layer goes through `change`."""
+    if at_input:
+        handle = layer.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]),))
+    else:
+        handle = layer.register_forward_hook(lambda module, inputs, output: change(output))
+    try:
+        return network(x)
+    finally:
+        handle.remove()
 
 
 class CosineMap(LatentMap):

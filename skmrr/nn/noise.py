@@ -1,0 +1,78 @@
+"""How quiet an image is where clean images are quietest."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skmrr.nn.densities import ClassMoments
+
+
+class NoiseStatistic(nn.Module):
+    """Logarithm of a quantile, over positions, of how strongly a filter responds.
+
+    Parameters
+    ----------
+    filters : Tensor of shape (filters, channels, height, width)
+        Directions in the space of patches along which clean ones hardly vary.
+    quantile : float
+        Share of the positions that respond no more strongly. A small one looks at the quietest
+        parts of an image alone.
+    floor : float
+        Response that counts as none.
+    image_shape : tuple of int
+        (channels, height, width) of a row.
+    n_classes : int
+        Number of classes, among which nothing differs.
+    """
+
+    filters: Tensor
+
+    def __init__(self, filters: Tensor, quantile: float, floor: float, image_shape, n_classes: int):
+        super().__init__()
+        self.register_buffer("filters", filters)
+        self.quantile = quantile
+        self.floor = floor
+        self.image_shape = image_shape
+        self.n_classes = n_classes
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Return the statistic of each row, which is the same under each class, high = odd."""
+        return self.level(x)[:, None].expand(-1, self.n_classes)
+
+    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the statistic of each row."""
+        return self.level(x)
+
+    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """Log-response at the quantile, averaged over the filters."""
+        images = x.to(self.filters).reshape(len(x), *self.image_shape)
+        response = (
+            functional.conv2d(images, self.filters).flatten(2).abs()
+        )  # batch filters positions
+        rank = 1 + int(self.quantile * (response.shape[2] - 1))
+        return (response.kthvalue(rank, dim=2).values.double() + self.floor).log().mean(1)
+
+
+def quiet_directions(
+    batches, patch_shape: tuple[int, int], n_filters: int
+) -> Float[Tensor, "filters channels height width"]:
+    """Principal directions of least variance among all patches of images.
+
+    Parameters
+    ----------
+    batches : iterable of Tensor of shape (batch, channels, height, width)
+        Clean images.
+    patch_shape : tuple of int
+        (height, width) of a patch.
+    n_filters : int
+        Number of directions, the quietest first.
+    """
+    moments: ClassMoments | None = None
+    for images in batches:
+        patches = functional.unfold(images, patch_shape).transpose(1, 2).flatten(0, 1)
+        moments = moments or ClassMoments(1, patches.shape[1])
+        moments.update(patches, torch.zeros(len(patches), dtype=torch.int64))
+    assert moments is not None
+    directions = torch.linalg.eigh(moments.covariances[0]).eigenvectors  # ascending variance
+    return directions[:, :n_filters].T.reshape(n_filters, -1, *patch_shape)

@@ -1,0 +1,200 @@
+"""Replicas of one architecture run as a single network, whose channels lie side by side.
+
+N narrow convolutions waste most of a processor's vector registers; one grouped convolution of
+their N-fold channels does not. Weights are copied once; values and gradients are the same.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skmrr.nn.detector import LatentStatistic, against_best_other
+from skmrr.nn.hooks import find_layer, last_linear
+from skmrr.nn.members import Member
+from skmrr.nn.replica import Replica, run_changing
+
+TOLERANCE = 1e-4  # of the logits of a trial run, relative to the largest
+
+
+class StackedConv2d(nn.Module):
+    """Convolutions side by side: of the same input, or of inputs side by side."""
+
+    def __init__(self, convolutions: list[nn.Conv2d]):
+        super().__init__()
+        first = convolutions[0]
+        weight = torch.cat([part.weight for part in convolutions])  # stacked·out in h w
+        self.weight = nn.Parameter(weight.to(memory_format=torch.channels_last))
+        self.bias = _cat([part.bias for part in convolutions])
+        self.n = len(convolutions)
+        self.in_channels, self.groups = first.in_channels, first.groups
+        self.window: dict[str, Any] = {
+            "stride": first.stride,
+            "padding": first.padding,
+            "dilation": first.dilation,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; `x` has the channels of one, or of all."""
+        shared = x.shape[1] == self.in_channels and self.groups == 1
+        groups = 1 if shared else self.n * self.groups
+        return functional.conv2d(x, self.weight, self.bias, groups=groups, **self.window)
+
+
+class StackedLinear(nn.Module):
+    """Linear layers side by side: of the same input, or of inputs side by side."""
+
+    def __init__(self, layers: list[nn.Linear]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([part.weight.T for part in layers]))  # n in out
+        self.bias = _cat([part.bias for part in layers])
+        self.in_features = layers[0].in_features
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch stacked_out"]:
+        """Multiply; `x` has the features of one, or of all."""
+        if x.shape[1] == self.in_features:
+            out = torch.einsum("bi,nio->bno", x, self.weight)
+        else:
+            parts = x.view(len(x), len(self.weight), -1).transpose(0, 1)  # n batch in
+            out = torch.bmm(parts, self.weight).transpose(0, 1)  # batch n out
+        out = out.flatten(1)
+        return out if self.bias is None else out + self.bias
+
+
+class MarginStack(nn.Module):
+    """Margins of several replicas of one architecture.
+
+    Parameters
+    ----------
+    replicas : list of Replica
+        The replicas; they are copied.
+    """
+
+    def __init__(self, replicas: list[Replica]):
+        super().__init__()
+        first = replicas[0]
+        self.n = len(replicas)
+        self.at_input = first.layer is None
+        self.layer = first.layer or _name_of(first.network, last_linear(first.network))
+        self.network = _stack([replica.network for replica in replicas])
+        scales = torch.stack([replica.scale for replica in replicas])
+        self.scales = nn.Parameter(torch.where(scales > 0, scales, 1.0))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def of(cls, members: list[Member]) -> "tuple[list[int], MarginStack | None]":
+        """Stack the members that can be, and say which these are.
+
+        That a network still computes the same when its layers are stacked cannot be told from
+        its parts, so a trial run decides.
+        """
+        alike: dict[tuple, list[tuple[int, Replica]]] = defaultdict(list)
+        for k, member in enumerate(members):
+            if (replica := _replica_of(member)) is not None:
+                kind = member.row_shape, replica.layer, str(replica.network)
+                alike[kind].append((k, replica))
+        for (shape, _, _), group in alike.items():
+            indices, replicas = zip(*group, strict=True)
+            if len(replicas) > 1 and (stack := _try_stack(list(replicas), shape)) is not None:
+                return list(indices), stack
+        return [], None
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch stacked classes"]:
+        """Return the logits of each replica."""
+        logits = run_changing(
+            self.network,
+            x,
+            find_layer(self.network, self.layer),
+            self._normalise,
+            at_input=self.at_input,
+        )
+        return logits.view(len(x), self.n, -1)
+
+    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, "batch stacked"]:
+        """Return the margin of each replica at each row's column."""
+        margins = against_best_other(self(x.to(self.scales)).double().flatten(0, 1))
+        picked = columns.repeat_interleave(self.n)[:, None]
+        return margins.gather(1, picked).view(-1, self.n)
+
+    def _normalise(self, checkpoint: Tensor) -> Tensor:
+        features = functional.normalize(checkpoint.reshape(len(checkpoint), self.n, -1), dim=2)
+        return (self.scales[:, None] * features).view_as(checkpoint)
+
+
+def _replica_of(member: Member) -> Replica | None:
+    """Replica of a member that is nothing but the margin of one."""
+    statistic = member.detector.statistic
+    if (
+        isinstance(statistic, LatentStatistic)
+        and statistic.statistic == "margin"
+        and isinstance(statistic.latent_map, Replica)
+        and not member.steps
+        and member.tap is None
+    ):
+        return statistic.latent_map
+    return None
+
+
+def _try_stack(replicas: list[Replica], shape: tuple[int, ...]) -> MarginStack | None:
+    """Stack of the replicas, if a trial run finds their own logits in it."""
+    dtype = replicas[0].scale.dtype
+    x = torch.linspace(-1, 1, 3 * torch.Size(shape).numel(), dtype=dtype).view(3, *shape)
+    x = x.to(replicas[0].scale.device)
+    with torch.no_grad():
+        alone = torch.stack([replica.eval().features_and_logits(x)[1] for replica in replicas], 1)
+        try:
+            stack = MarginStack(replicas)
+            together = stack(x)
+        except (
+            RuntimeError,
+            TypeError,
+            KeyError,
+        ):  # shapes that do not fit, layers that do not stack
+            return None
+    close = together.shape == alone.shape and torch.allclose(
+        together, alone, rtol=0, atol=TOLERANCE * float(alone.abs().max())
+    )
+    return stack if close else None
+
+
+def _stack(networks: list[nn.Module]) -> nn.Module:
+    """Copy of the first network with each layer that has weights replaced by all of its kind."""
+    kinds: dict[type, Callable] = {
+        nn.Conv2d: StackedConv2d,
+        nn.Linear: StackedLinear,
+        nn.BatchNorm2d: _stack_batch_norm,
+    }
+    stacked = copy.deepcopy(networks[0])
+    for name, part in networks[0].named_modules():
+        if any(part.children()) or not (list(part.parameters()) + list(part.buffers())):
+            continue
+        if (kind := kinds.get(type(part))) is None:
+            raise TypeError(f"layer {name!r}, a {type(part).__name__}, cannot be stacked")
+        parent, _, leaf = name.rpartition(".")
+        stacked.get_submodule(parent).register_module(
+            leaf, kind([network.get_submodule(name) for network in networks])
+        )
+    return stacked
+
+
+def _stack_batch_norm(layers: list[nn.BatchNorm2d]) -> nn.BatchNorm2d:
+    stacked = copy.deepcopy(layers[0])
+    stacked.num_features *= len(layers)
+    for name in ("weight", "bias"):
+        stacked.register_parameter(name, _cat([getattr(part, name) for part in layers]))
+    for name in ("running_mean", "running_var"):
+        stacked.register_buffer(name, torch.cat([getattr(part, name) for part in layers]))
+    return stacked
+
+
+def _cat(parts: list) -> nn.Parameter | None:
+    return None if parts[0] is None else nn.Parameter(torch.cat(parts).detach())
+
+
+def _name_of(network: nn.Module, layer: nn.Module) -> str:
+    return next(name for name, part in network.named_modules() if part is layer)

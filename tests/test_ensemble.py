@@ -1,0 +1,505 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import combine_pvalues
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from skmrr import (
+    FeatureExtractor,
+    InputDictionaryDefender,
+    LatentDefender,
+    MRREnsemble,
+    NoiseDefender,
+    replicate,
+)
+from skmrr.evaluation import false_alarm_interval, roc_auc_scorer
+from skmrr.nn.fusion import Fusion
+from skmrr.nn.hooks import evaluating
+
+quick = LatentDefender(exploration_radius="auto", max_epochs=2, learning_rate=3e-3)
+coarse = {"security_parameter": 0.05, "clip_values": (0, 1), "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def fitted(net, digits):
+    """Two narrow latent defenders, two noise defenders and the margin. Treat it as read only."""
+    X, y = digits
+    ensemble = MRREnsemble(net, estimator=quick, **coarse, calibration_fraction=0)
+    return ensemble.fit(X[:1000], y[:1000]).calibrate(X[1000:1400])
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """(X, y): 12,000 rows of 3 overlapping classes in 8 dimensions."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 12_000)
+    return rng.normal(size=(12_000, 8)) + 1.5 * np.eye(8)[y], y
+
+
+def calls_of(network):
+    """List that grows with each forward pass of a network; and the hook's handle."""
+    calls = []
+    return calls, network.register_forward_hook(lambda *_: calls.append(1))
+
+
+# Fusion
+
+
+def test_noisy_or_is_fishers_statistic(rng):
+    p = rng.random((20, 5))
+    fused = Fusion("noisy_or", torch.ones(5))(torch.as_tensor(np.log(p)))
+    expected = [combine_pvalues(row, method="fisher").statistic / 2 for row in p]
+    np.testing.assert_allclose(fused, expected)
+
+
+def test_max_is_the_smallest_p_value(rng):
+    p = rng.random((20, 5))
+    fused = Fusion("max", torch.ones(5))(torch.as_tensor(np.log(p)))
+    np.testing.assert_allclose((-fused).exp(), p.min(1))
+
+
+@pytest.mark.parametrize("rule", ["noisy_or", "max"])
+def test_fusion_is_monotone_in_each_member(rule, rng):
+    log_p = torch.as_tensor(np.log(rng.random((50, 4))))
+    fusion = Fusion(rule, torch.tensor([1.0, 0.5, 2.0, 1.0]))
+    for k in range(4):
+        odder = log_p.clone()
+        odder[:, k] -= 0.5
+        assert (fusion(odder) >= fusion(log_p)).all()
+
+
+@pytest.mark.parametrize("rule", ["noisy_or", "max"])
+def test_weight_zero_silences_a_member(rule, rng):
+    log_p = torch.as_tensor(np.log(rng.random((50, 3))))
+    silenced = Fusion(rule, torch.tensor([1.0, 0.0, 1.0]))(log_p)
+    torch.testing.assert_close(silenced, Fusion(rule, torch.ones(2))(log_p[:, [0, 2]]))
+
+
+# The promise
+
+
+@pytest.mark.parametrize("fusion", ["noisy_or", "max"])
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16])
+def test_false_alarms_keep_the_promise_for_any_number_of_members(n, fusion, blobs):
+    X, y = blobs
+    members = [
+        (f"seed_{k}", LatentDefender(realign=False, n_components=1 + k % 7, statistic="likelihood"))
+        for k in range(n)
+    ]
+    ensemble = MRREnsemble(
+        defenders=members, fusion=fusion, random_state=0, calibration_fraction=0
+    ).fit(X[:2000], y[:2000])
+    ensemble.calibrate(X[2000:7000], labels=y[2000:7000])
+    risk = ensemble.risk(X[7000:], labels=y[7000:])
+    for sp in (0.01, 0.05):
+        low, high = false_alarm_interval(sp, 5000, 0.999, n_calibration=2500)
+        assert low <= np.mean(risk > 1 - sp) <= high
+
+
+def test_fusion_is_calibrated_on_rows_that_calibrated_no_member(net, digits, fitted):
+    calibrations = fitted.module_.calibrations
+    assert {int(judge.survival.n_rows.sum()) for judge in calibrations} == {200}
+    assert int(fitted.module_.calibration.n_rows.sum()) == 200
+
+
+def test_risk_is_that_of_a_conformal_rank(fitted, digits):
+    risk = fitted.risk(digits[0][1400:])
+    assert risk.min() >= 0
+    assert risk.max() <= 1
+
+
+def test_rows_unlike_any_are_flagged(fitted, digits, rng):
+    noise = rng.random((100, 1, 8, 8))
+    assert np.mean(fitted.predict(noise) == -1) > 0.9
+    assert np.mean(fitted.classify(noise) == -1) > 0.9
+
+
+def test_every_row_counts_once_among_those_a_class_gets(fitted, digits, net):
+    X = digits[0][1400:]
+    classes = fitted.classify(X)
+    with torch.no_grad():
+        decided = net(torch.as_tensor(X)).argmax(1).numpy()
+    assert ((classes == decided) | (classes == -1)).all()
+    assert (classes == -1).mean() == (fitted.predict(X) == -1).mean()
+
+
+# Members
+
+
+def test_default_members(fitted):
+    assert fitted.member_names_ == ["classifier", "latent_0", "latent_1", "dense", "sparse"]
+    assert list(fitted.named_defenders_) == fitted.member_names_[1:]
+    first = fitted.named_defenders_.latent_0
+    assert first.module.network[0].out_channels == 4  # half of the classifier's
+    assert 0.05 < first.exploration_radius_ < 0.5
+
+
+def test_member_risks_name_who_raised_the_alarm(fitted, digits):
+    X = digits[0][1400:]
+    risks = fitted.member_risks(X)
+    assert list(risks) == fitted.member_names_
+    assert risks.shape == (len(X), 5)
+    assert risks.min(axis=None) >= 0
+    assert risks.max(axis=None) <= 1
+
+
+def test_fused_score_follows_from_member_risks(fitted, digits):
+    X = digits[0][1400:]
+    fisher = -np.log1p(-fitted.member_risks(X).clip(upper=1 - 1e-12)).sum(axis=1)
+    risk = fitted.risk(X)
+    order = np.argsort(fisher)
+    below = risk < 1 - 1e-9  # beyond, clipping loses the order
+    assert (np.diff(risk[order][below[order]]) >= -1e-9).all()
+
+
+def test_a_member_scores_by_itself_too(fitted, digits, net):
+    X = digits[0][1400:]
+    labels = net(torch.as_tensor(X)).argmax(1)
+    for member in fitted.named_defenders_.values():
+        assert np.mean(member.predict(X, labels=labels) == -1) < 0.15
+
+
+def test_classifier_is_asked_once_per_batch(fitted, digits, net):
+    X = digits[0][1400:]
+    ensemble = pickle.loads(pickle.dumps(fitted))
+    asked = ensemble.module_.statistic.classifier
+    calls, _ = calls_of(asked)
+    ensemble.set_params(batch_size=100).score_samples(X)
+    assert len(calls) == 4
+
+
+def test_tapped_layers_share_the_classifiers_pass(net, digits):
+    X, y = digits
+    tap = make_pipeline(FeatureExtractor(net, "4"), LatentDefender(max_epochs=2, random_state=0))
+    early = make_pipeline(
+        FeatureExtractor(net, ["1"], pooling="mean"), StandardScaler(), LatentDefender(max_epochs=2)
+    )
+    ensemble = MRREnsemble(net, defenders=[("late", tap), ("early", early)], **coarse)
+    ensemble.fit(X[:1200], y[:1200])
+    calls, handle = calls_of(net)
+    scores = ensemble.score_samples(X[1200:1300])
+    handle.remove()
+    assert len(calls) == 1
+    # the same as the pipelines alone, which run the classifier themselves
+    labels = net(torch.as_tensor(X[1200:1300])).argmax(1).numpy()
+    values = ensemble.module_.member_statistics(torch.as_tensor(X[1200:1300]))[0].detach().numpy()
+    for k, pipeline in enumerate(ensemble.named_defenders_.values()):
+        features = pipeline[:-1].transform(X[1200:1300])
+        detector = pipeline[-1].module_
+        x = torch.as_tensor(features).to(torch.float64)
+        alone = detector.statistic_at(x, torch.as_tensor(labels))[0].detach().numpy()
+        np.testing.assert_allclose(values[:, 1 + k], alone, rtol=1e-4, atol=1e-4)
+    assert len(scores) == 100
+
+
+def test_pipelines_never_see_adversarial_rows(blobs):
+    X, y = blobs
+    X, y = X[:600].copy(), y[:600].copy()
+    y[::2] = -1
+    X[::2] = 1e6
+    member = make_pipeline(StandardScaler(), LatentDefender(max_epochs=1))
+    ensemble = MRREnsemble(defenders=[("scaled", member)], security_parameter=0.1).fit(X, y)
+    assert np.abs(ensemble.named_defenders_.scaled[0].mean_).max() < 3
+
+
+def test_array_steps_cannot_be_differentiated_in_silence(blobs):
+    X, y = blobs
+    member = make_pipeline(StandardScaler(), LatentDefender(max_epochs=1))
+    ensemble = MRREnsemble(defenders=[("scaled", member)], security_parameter=0.1)
+    module = ensemble.fit(X[:600], y[:600]).module_
+    x = torch.as_tensor(X[:5]).requires_grad_(True)
+    with pytest.raises(RuntimeError, match="no torch code"):
+        module(x, torch.as_tensor(y[:5])).sum().backward()
+
+
+def test_members_of_many_kinds(net, digits):
+    X, y = digits
+    members = [
+        ("latent", LatentDefender(replicate(net), max_epochs=1)),
+        ("other_layer", LatentDefender(replicate(net, "3"), max_epochs=1, statistic="contrast")),
+        ("noise", NoiseDefender(patch_size=3)),
+        ("residual", InputDictionaryDefender(patch_size=4, n_atoms=16, max_iter=2)),
+        (
+            "relabel",
+            InputDictionaryDefender(
+                net, statistic="relabel", patch_size=4, n_atoms=16, max_iter=2, n_nonzero_coefs=2
+            ),
+        ),
+    ]
+    ensemble = MRREnsemble(net, defenders=members, **coarse).fit(X[:1200], y[:1200])
+    assert ensemble.member_names_ == ["classifier", *(name for name, _ in members)]
+    assert np.mean(ensemble.predict(X[1200:]) == -1) < 0.12
+    x = torch.as_tensor(X[:20]).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(ensemble.module_(x).sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_chain_trains_on_moved_rows(net, digits):
+    X, y = digits
+    params = {**coarse, "estimator": LatentDefender(max_epochs=1), "n_defenders": 2}
+    apart = MRREnsemble(net, **params).fit(X[:1000], y[:1000])
+    chained = MRREnsemble(net, chain=True, chain_step=0.1, **params).fit(X[:1000], y[:1000])
+    x = torch.as_tensor(X[1000:1100])
+    a, b = (e.module_.member_statistics(x)[0].detach().numpy() for e in (apart, chained))
+    np.testing.assert_allclose(a[:, 1], b[:, 1])  # the first sees the same rows
+    assert np.abs(a[:, 2] - b[:, 2]).max() > 1e-3
+
+
+def test_without_margin_members_are_judged_unconditionally(net, digits):
+    X, y = digits
+    ensemble = MRREnsemble(net, estimator=quick, margin=False, **coarse).fit(X[:1200], y[:1200])
+    assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
+    assert all(judge.scale is None for judge in ensemble.module_.calibrations)
+    # given its decisions, the classifier need not run
+    labels = ensemble.classify(X[:10])
+    calls, handle = calls_of(net)
+    ensemble.score_samples(X[:10], labels=y[:10])
+    handle.remove()
+    assert not calls
+    assert len(labels) == 10
+
+
+def test_needs_no_classifier(blobs):
+    X, y = blobs
+    ensemble = MRREnsemble(estimator=LatentDefender(max_epochs=1), random_state=0)
+    ensemble.fit(X[:4000], y[:4000])
+    assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
+    given = ensemble.score_samples(X[4000:4100], labels=y[4000:4100])
+    nearest = ensemble.score_samples(X[4000:4100])
+    assert np.mean(given == nearest) > 0.6
+    assert np.mean(ensemble.predict(X[4000:]) == -1) < 0.02
+
+
+# One computation
+
+
+def test_scores_depend_on_neither_batch_nor_order(fitted, digits, rng):
+    X = digits[0][1400:]
+    scores = fitted.score_samples(X)
+    order = rng.permutation(len(X))
+    np.testing.assert_allclose(fitted.score_samples(X[order]), scores[order], rtol=2e-4, atol=1e-6)
+    small = pickle.loads(pickle.dumps(fitted)).set_params(batch_size=7)
+    np.testing.assert_allclose(small.score_samples(X), scores, rtol=2e-4, atol=1e-6)
+
+
+def test_module_and_estimator_agree(fitted, digits, net):
+    X = digits[0][1400:1500]
+    x = torch.as_tensor(X)
+    with torch.no_grad(), evaluating(fitted.module_):
+        asked = fitted.module_(x)
+        told = fitted.module_(x, net(x).argmax(1))
+    np.testing.assert_allclose(asked, fitted.score_samples(X), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(told, asked, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_reach_the_input(fitted, digits):
+    x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(fitted.module_(x).sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2, 3)) > 0).float().mean() > 0.9
+
+
+def test_security_parameter_is_free_to_change(fitted, digits):
+    X = digits[0][1400:]
+    ensemble = pickle.loads(pickle.dumps(fitted))
+    scores = ensemble.score_samples(X)
+    alarms = []
+    for sp in (0.01, 0.1, 0.5):
+        ensemble.set_params(security_parameter=sp)
+        np.testing.assert_array_equal(ensemble.score_samples(X), scores)
+        alarms.append(np.mean(ensemble.predict(X) == -1))
+    assert alarms == sorted(alarms)
+    assert alarms[0] < alarms[-1]
+
+
+def test_kinds_of_input_agree(fitted, digits, tmp_path):
+    X = digits[0][1400:]
+    scores = fitted.score_samples(X)
+    on_disk = np.memmap(tmp_path / "X", X.dtype, "w+", shape=X.shape)
+    on_disk[:] = X
+    for rows in (torch.as_tensor(X), TensorDataset(torch.as_tensor(X)), on_disk):
+        np.testing.assert_allclose(fitted.score_samples(rows), scores, rtol=1e-6)
+
+
+def test_fits_flat_rows_and_datasets(net, digits):
+    X, y = digits[0][:1000], digits[1][:1000]
+    params = {**coarse, "estimator": LatentDefender(max_epochs=1)}
+    images = MRREnsemble(net, **params).fit(X, y).score_samples(X)
+    flat = MRREnsemble(net, input_shape=(1, 8, 8), **params).fit(X.reshape(1000, 64), y)
+    np.testing.assert_allclose(flat.score_samples(X.reshape(1000, 64)), images, rtol=1e-5)
+    pairs = TensorDataset(torch.as_tensor(X), torch.as_tensor(y))
+    np.testing.assert_allclose(MRREnsemble(net, **params).fit(pairs).score_samples(X), images)
+
+
+def test_parallel_fit_is_the_same(net, digits):
+    X, y = digits
+    params = {**coarse, "estimator": LatentDefender(max_epochs=1)}
+    one, two = (
+        MRREnsemble(net, n_jobs=n_jobs, **params).fit(X[:600], y[:600]).score_samples(X[600:700])
+        for n_jobs in (1, 2)
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_leaves_the_classifier_as_it_was(net, digits, make_net):
+    X, y = digits
+    victim = make_net(3).train()
+    before = {name: value.clone() for name, value in victim.state_dict().items()}
+    MRREnsemble(victim, estimator=quick, **coarse).fit(X[:600], y[:600]).predict(X[:5])
+    assert victim.training
+    assert not victim._forward_hooks
+    for name, value in victim.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_error_leaves_no_hook(net, digits):
+    X, y = digits
+    tap = make_pipeline(FeatureExtractor(net, "4"), LatentDefender(max_epochs=1))
+    ensemble = MRREnsemble(net, defenders=[("tap", tap)], **coarse).fit(X[:600], y[:600])
+    with pytest.raises(RuntimeError):
+        ensemble.module_(torch.zeros(2, 3, 8, 8))
+    assert not any(part._forward_hooks for part in net.modules())
+
+
+def test_a_failed_fit_leaves_the_old_one_whole(fitted, digits):
+    X, y = digits
+    ensemble = pickle.loads(pickle.dumps(fitted))
+    scores = ensemble.score_samples(X[1400:])
+    with pytest.raises(ValueError, match="weights"):
+        ensemble.set_params(weights=[1.0]).fit(X[:600], y[:600])
+    np.testing.assert_array_equal(ensemble.score_samples(X[1400:]), scores)
+
+
+# Prefit members and searches
+
+
+def frozen(ensemble):
+    return [(name, FrozenEstimator(m)) for name, m in ensemble.named_defenders_.items()]
+
+
+def test_frozen_members_are_not_fitted_again(fitted, net, digits):
+    X, y = digits
+    before = fitted.named_defenders_.latent_0.module_
+    again = MRREnsemble(net, defenders=frozen(fitted), **coarse).fit(X[1000:1400], y[1000:1400])
+    assert again.named_defenders_.latent_0 is fitted.named_defenders_.latent_0
+    assert fitted.named_defenders_.latent_0.module_ is before
+    assert int(again.module_.calibration.n_rows.sum()) == 200  # all rows calibrate
+    assert np.corrcoef(again.risk(X[1400:]), fitted.risk(X[1400:]))[0, 1] > 0.9
+
+
+def test_search_over_fusion_members_and_threshold(fitted, net, digits):
+    X, y = digits[0][1000:], digits[1][1000:].copy()
+    noisy = X[:300] + np.random.default_rng(0).normal(0, 0.3, X[:300].shape)
+    X = np.concatenate([X, noisy.clip(0, 1)])
+    y = np.concatenate([y, np.full(300, -1)])
+    search = GridSearchCV(
+        MRREnsemble(net, defenders=frozen(fitted), **coarse),
+        {
+            "fusion": ["noisy_or", "max"],
+            "n_defenders": [1, 2, 3],
+            "security_parameter": [0.05, 0.1],
+        },
+        scoring=roc_auc_scorer,
+        cv=StratifiedKFold(2, shuffle=True, random_state=0),
+        error_score="raise",
+    ).fit(X, y)
+    assert len(search.cv_results_["params"]) == 12
+    assert search.best_score_ > 0.75
+    assert search.best_estimator_.named_defenders_.latent_0 is fitted.named_defenders_.latent_0
+
+
+def test_named_members_are_parameters(net):
+    ensemble = MRREnsemble(net, defenders=[("a", LatentDefender()), ("b", NoiseDefender())])
+    ensemble.set_params(a__max_epochs=7, b=NoiseDefender(quantile=0.5))
+    assert ensemble.get_params()["a__max_epochs"] == 7
+    assert clone(ensemble).defenders[1][1].quantile == 0.5
+    assert clone(ensemble).classifier is net
+
+
+def test_a_pipeline_may_end_in_an_ensemble(net, digits):
+    X, y = digits
+    flow = make_pipeline(
+        FeatureExtractor(net, "4"), MRREnsemble(estimator=LatentDefender(max_epochs=1), **coarse)
+    )
+    flow.set_params(mrrensemble__clip_values=None)
+    assert np.mean(flow.fit(X[:1200], y[:1200]).predict(X[1200:]) == 1) > 0.8
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({"defenders": []}, ValueError, "names no member"),
+        ({"defenders": [("a", StandardScaler())]}, TypeError, "detector of skmrr"),
+        ({"defenders": [("a", LatentDefender())] * 2}, ValueError, "not unique"),
+        ({"defenders": [("a", FrozenEstimator(LatentDefender()))]}, NotFittedError, "not fitted"),
+        ({"weights": [1.0, 1.0]}, ValueError, "5 numbers"),
+        ({"weights": [1.0, -1.0, 1.0, 1.0, 1.0]}, ValueError, "none negative"),
+        ({"weights": [0.0] * 5}, ValueError, "not all"),
+        ({"fusion": "mean"}, ValueError, "fusion"),
+        ({"width": 0.0}, ValueError, "width"),
+        ({"layer": "nine"}, ValueError, "its layers are"),
+        ({"security_parameter": 0.001}, ValueError, "Too few calibration rows"),
+    ],
+)
+def test_bad_parameters_name_the_cure(params, error, message, net, digits):
+    X, y = digits
+    ensemble = MRREnsemble(net, **{**coarse, "estimator": LatentDefender(max_epochs=1), **params})
+    with pytest.raises(error, match=message):
+        ensemble.fit(X[:600], y[:600])
+
+
+def test_members_must_know_the_same_classes(net, digits):
+    X, y = digits
+    member = LatentDefender(max_epochs=1, security_parameter=0.2).fit(
+        X[:300][y[:300] < 5].reshape(-1, 64), y[:300][y[:300] < 5]
+    )
+    with pytest.raises(ValueError, match="fitted on classes"):
+        MRREnsemble(net, defenders=[("five", FrozenEstimator(member))], **coarse).fit(
+            X[:600], y[:600]
+        )
+
+
+def test_unknown_decisions_are_refused(fitted, digits):
+    with pytest.raises(ValueError, match="as fitted, has classes"):
+        fitted.score_samples(digits[0][:2], labels=[3, 12])
+
+
+def test_scoring_before_calibration_is_refused(net, digits):
+    X, y = digits
+    ensemble = MRREnsemble(
+        net, estimator=LatentDefender(max_epochs=1), calibration_fraction=0, **coarse
+    )
+    for use in ("score_samples", "member_risks"):
+        with pytest.raises(NotFittedError):
+            getattr(clone(ensemble), use)(X[:5])
+        with pytest.raises(NotFittedError, match="calibrate"):
+            getattr(clone(ensemble).fit(X[:300], y[:300]), use)(X[:5])
+
+
+def test_width_must_fit_the_network(digits):
+    X, y = digits
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden = nn.Linear(64, 16)
+            self.out = nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.out(self.hidden(x.flatten(1)).view(-1, 16))
+
+    with pytest.raises(ValueError, match="set width=1"):
+        MRREnsemble(Fixed(), estimator=LatentDefender(max_epochs=1), **coarse).fit(X[:600], y[:600])
