@@ -40,7 +40,6 @@ from skmrr.threshold import ADVERSARIAL
 from skmrr.validation import check_enough
 
 MARGIN = "classifier"  # name of the member that is the classifier's own margin
-N_DEFENDERS = 2
 MIN_DEPENDENCE = 0.1  # rank correlation with the classifier's margin, below which it is ignored
 
 
@@ -59,8 +58,8 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         Checkpoint of the default latent defenders: dotted name of a layer of the classifier. By
         default the input of its last linear layer.
     n_defenders : int, optional
-        Number of latent defenders, 2 by default; of explicit `defenders`, how many of the first
-        to use, all by default.
+        Number of latent defenders, 1 by default: others of the same kind see the same. Of explicit
+        `defenders`, how many of the first to use, all by default.
     input_defender : bool, default=True
         Whether defenders that look at the input itself, two `NoiseDefender`, join the default
         members.
@@ -78,17 +77,18 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         Template of the default latent defenders. By default ``LatentDefender(
         exploration_radius="auto", learning_rate=3e-3)``, without exploration where there is no
         classifier.
-    width : float, default=0.5
-        Share of the classifier's channels and units that a default latent defender has. Below 1 it
-        is trained from scratch, at 1 it starts as a copy of the classifier.
+    width : float, default=1.0
+        Share of the classifier's channels and units that a default latent defender has. At 1 it
+        starts as a copy of the classifier, below it is trained from scratch and costs less.
     chain : bool, default=False
         Whether each latent defender is trained on rows moved along the gradient of those before
         it, as published, instead of independently of them.
     chain_step : float, optional
         Length, in the units of X, of a step along the signs of that gradient. By default the
         gradient itself is added, as published.
-    fusion : {"noisy_or", "max"}, default="noisy_or"
-        From p-values p_k to one: Fisher's Σ w_k log p_k, the noisy-OR of the risks 1 − p_k, or the
+    fusion : {"noisy_or", "harmonic", "max"}, default="noisy_or"
+        From p-values p_k to one: Fisher's Σ w_k log p_k, the noisy-OR of the risks 1 − p_k; their
+        harmonic mean, in which a member that sees nothing takes less from one that does; or the
         smallest p_k / w_k.
     weights : array-like of shape (n_members,), optional
         Weights w_k ≥ 0 of the members in the order of `member_names_`; by default all equal.
@@ -168,7 +168,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         "width": [Interval(Real, 0, 1, closed="right")],
         "chain": ["boolean"],
         "chain_step": [Interval(Real, 0, None, closed="neither"), None],
-        "fusion": [StrOptions({"noisy_or", "max"})],
+        "fusion": [StrOptions({"noisy_or", "harmonic", "max"})],
         "weights": ["array-like", None],
         "n_jobs": [Integral, None],
         "verbose": ["verbose"],
@@ -184,7 +184,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         margin=True,
         defenders=None,
         estimator=None,
-        width=0.5,
+        width=1.0,
         chain=False,
         chain_step=None,
         fusion="noisy_or",
@@ -310,7 +310,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
             "calibration_fraction": 0.0,
         }
         named: list[tuple] = latent_defenders(
-            self.n_defenders or N_DEFENDERS,
+            self.n_defenders or 1,
             self.estimator or LatentDefender(exploration_radius="auto", learning_rate=3e-3),
             self.classifier,
             self.layer,

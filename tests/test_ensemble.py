@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from scipy.stats import combine_pvalues
+from scipy.stats import combine_pvalues, hmean
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -27,13 +27,14 @@ from skmrr.nn.hooks import evaluating
 
 quick = LatentDefender(exploration_radius="auto", max_epochs=2, learning_rate=3e-3)
 coarse = {"security_parameter": 0.05, "clip_values": (0, 1), "random_state": 0}
+pair = {**coarse, "n_defenders": 2, "width": 0.5}
 
 
 @pytest.fixture(scope="module")
 def fitted(net, digits):
     """Two narrow latent defenders, two noise defenders and the margin. Treat it as read only."""
     X, y = digits
-    ensemble = MRREnsemble(net, estimator=quick, **coarse, calibration_fraction=0)
+    ensemble = MRREnsemble(net, estimator=quick, **pair, calibration_fraction=0)
     return ensemble.fit(X[:1000], y[:1000]).calibrate(X[1000:1400])
 
 
@@ -61,13 +62,19 @@ def test_noisy_or_is_fishers_statistic(rng):
     np.testing.assert_allclose(fused, expected)
 
 
+def test_harmonic_is_the_harmonic_mean(rng):
+    p = rng.random((20, 5))
+    fused = Fusion("harmonic", torch.full((5,), 0.2))(torch.as_tensor(np.log(p)))
+    np.testing.assert_allclose((-fused).exp(), hmean(p, axis=1))
+
+
 def test_max_is_the_smallest_p_value(rng):
     p = rng.random((20, 5))
     fused = Fusion("max", torch.ones(5))(torch.as_tensor(np.log(p)))
     np.testing.assert_allclose((-fused).exp(), p.min(1))
 
 
-@pytest.mark.parametrize("rule", ["noisy_or", "max"])
+@pytest.mark.parametrize("rule", ["noisy_or", "harmonic", "max"])
 def test_fusion_is_monotone_in_each_member(rule, rng):
     log_p = torch.as_tensor(np.log(rng.random((50, 4))))
     fusion = Fusion(rule, torch.tensor([1.0, 0.5, 2.0, 1.0]))
@@ -77,7 +84,7 @@ def test_fusion_is_monotone_in_each_member(rule, rng):
         assert (fusion(odder) >= fusion(log_p)).all()
 
 
-@pytest.mark.parametrize("rule", ["noisy_or", "max"])
+@pytest.mark.parametrize("rule", ["noisy_or", "harmonic", "max"])
 def test_weight_zero_silences_a_member(rule, rng):
     log_p = torch.as_tensor(np.log(rng.random((50, 3))))
     silenced = Fusion(rule, torch.tensor([1.0, 0.0, 1.0]))(log_p)
@@ -87,7 +94,7 @@ def test_weight_zero_silences_a_member(rule, rng):
 # The promise
 
 
-@pytest.mark.parametrize("fusion", ["noisy_or", "max"])
+@pytest.mark.parametrize("fusion", ["noisy_or", "harmonic", "max"])
 @pytest.mark.parametrize("n", [1, 2, 4, 8, 16])
 def test_false_alarms_keep_the_promise_for_any_number_of_members(n, fusion, blobs):
     X, y = blobs
@@ -246,7 +253,7 @@ def test_members_of_many_kinds(net, digits):
 
 def test_chain_trains_on_moved_rows(net, digits):
     X, y = digits
-    params = {**coarse, "estimator": LatentDefender(max_epochs=1), "n_defenders": 2}
+    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
     apart = MRREnsemble(net, **params).fit(X[:1000], y[:1000])
     chained = MRREnsemble(net, chain=True, chain_step=0.1, **params).fit(X[:1000], y[:1000])
     x = torch.as_tensor(X[1000:1100])
@@ -257,7 +264,7 @@ def test_chain_trains_on_moved_rows(net, digits):
 
 def test_without_margin_members_are_judged_unconditionally(net, digits):
     X, y = digits
-    ensemble = MRREnsemble(net, estimator=quick, margin=False, **coarse).fit(X[:1200], y[:1200])
+    ensemble = MRREnsemble(net, estimator=quick, margin=False, **pair).fit(X[:1200], y[:1200])
     assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
     assert all(judge.scale is None for judge in ensemble.module_.calibrations)
     # given its decisions, the classifier need not run
@@ -271,7 +278,7 @@ def test_without_margin_members_are_judged_unconditionally(net, digits):
 
 def test_needs_no_classifier(blobs):
     X, y = blobs
-    ensemble = MRREnsemble(estimator=LatentDefender(max_epochs=1), random_state=0)
+    ensemble = MRREnsemble(estimator=LatentDefender(max_epochs=1), n_defenders=2, random_state=0)
     ensemble.fit(X[:4000], y[:4000])
     assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
     given = ensemble.score_samples(X[4000:4100], labels=y[4000:4100])
@@ -333,7 +340,7 @@ def test_kinds_of_input_agree(fitted, digits, tmp_path):
 
 def test_fits_flat_rows_and_datasets(net, digits):
     X, y = digits[0][:1000], digits[1][:1000]
-    params = {**coarse, "estimator": LatentDefender(max_epochs=1)}
+    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
     images = MRREnsemble(net, **params).fit(X, y).score_samples(X)
     flat = MRREnsemble(net, input_shape=(1, 8, 8), **params).fit(X.reshape(1000, 64), y)
     np.testing.assert_allclose(flat.score_samples(X.reshape(1000, 64)), images, rtol=1e-5)
@@ -343,7 +350,7 @@ def test_fits_flat_rows_and_datasets(net, digits):
 
 def test_parallel_fit_is_the_same(net, digits):
     X, y = digits
-    params = {**coarse, "estimator": LatentDefender(max_epochs=1)}
+    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
     one, two = (
         MRREnsemble(net, n_jobs=n_jobs, **params).fit(X[:600], y[:600]).score_samples(X[600:700])
         for n_jobs in (1, 2)
@@ -456,7 +463,7 @@ def test_a_pipeline_may_end_in_an_ensemble(net, digits):
 )
 def test_bad_parameters_name_the_cure(params, error, message, net, digits):
     X, y = digits
-    ensemble = MRREnsemble(net, **{**coarse, "estimator": LatentDefender(max_epochs=1), **params})
+    ensemble = MRREnsemble(net, **{**pair, "estimator": LatentDefender(max_epochs=1), **params})
     with pytest.raises(error, match=message):
         ensemble.fit(X[:600], y[:600])
 
@@ -502,4 +509,4 @@ def test_width_must_fit_the_network(digits):
             return self.out(self.hidden(x.flatten(1)).view(-1, 16))
 
     with pytest.raises(ValueError, match="set width=1"):
-        MRREnsemble(Fixed(), estimator=LatentDefender(max_epochs=1), **coarse).fit(X[:600], y[:600])
+        MRREnsemble(Fixed(), estimator=LatentDefender(max_epochs=1), **pair).fit(X[:600], y[:600])

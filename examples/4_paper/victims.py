@@ -115,6 +115,7 @@ CIFAR10_ATTACKS = {
     **{f"FGSM {n}/255": fgsm(n / 255) for n in (1, 2, 4, 8, 16)},
     **{f"BIM {n}/255": bim(n / 255, n / 255 / 4, 10) for n in (1, 2, 4, 8)},
     "DeepFool": deepfool(),
+    "JSMA γ=0.05": jsma(0.05),
     **{f"CW κ={kappa}": carlini(kappa, **FINE) for kappa in (0, 10, 20)},
 }
 

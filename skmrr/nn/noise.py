@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from skmrr.nn.densities import ClassMoments
 
+STRIDE = 2  # pixels from one position to the next: a quarter of the positions tell as much
+
 
 class NoiseStatistic(nn.Module):
     """Logarithm of a quantile, over positions, of how strongly a filter responds.
@@ -47,9 +49,9 @@ class NoiseStatistic(nn.Module):
     def level(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Log-response at the quantile, averaged over the filters."""
         images = x.to(self.filters).reshape(len(x), *self.image_shape)
-        response = (
-            functional.conv2d(images, self.filters).flatten(2).abs()
-        )  # batch filters positions
+        stride = min(STRIDE, *self.filters.shape[2:])
+        response = functional.conv2d(images, self.filters, stride=stride)
+        response = response.flatten(2).abs()  # batch filters positions
         rank = 1 + int(self.quantile * (response.shape[2] - 1))
         return (response.kthvalue(rank, dim=2).values.double() + self.floor).log().mean(1)
 

@@ -176,6 +176,8 @@ class Realigner:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        # Under autocast, whose casts of the weights would else outlive them until its end.
+        torch.clear_autocast_cache()
         self.schedule.step()
         self.bar.update()
         return loss.detach()

@@ -1,7 +1,8 @@
 """Replicas of one architecture run as a single network, whose channels lie side by side.
 
 N narrow convolutions waste most of a processor's vector registers; one grouped convolution of
-their N-fold channels does not. Weights are copied once; values and gradients are the same.
+their N-fold channels does not. Batch normalisation, which is an affine map by now, goes into the
+convolution before it. Weights are copied once; values and gradients are the same.
 """
 
 import copy
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.fx import symbolic_trace
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skmrr.nn.detector import LatentStatistic, against_best_other
 from skmrr.nn.hooks import find_layer, last_linear
@@ -67,21 +70,26 @@ class StackedLinear(nn.Module):
 
 
 class MarginStack(nn.Module):
-    """Margins of several replicas of one architecture.
+    """Margins of one replica, or of several of one architecture.
 
     Parameters
     ----------
     replicas : list of Replica
         The replicas; they are copied.
+    fold : bool
+        Whether to put batch normalisation into the convolutions.
     """
 
-    def __init__(self, replicas: list[Replica]):
+    def __init__(self, replicas: list[Replica], fold: bool):
         super().__init__()
         first = replicas[0]
         self.n = len(replicas)
         self.at_input = first.layer is None
         self.layer = first.layer or _name_of(first.network, last_linear(first.network))
-        self.network = _stack([replica.network for replica in replicas])
+        networks = [replica.network for replica in replicas]
+        networks = [_fold(part) if fold else copy.deepcopy(part) for part in networks]
+        self.network = _stack(networks) if self.n > 1 else networks[0]
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         scales = torch.stack([replica.scale for replica in replicas])
         self.scales = nn.Parameter(torch.where(scales > 0, scales, 1.0))
         self.requires_grad_(False).eval()
@@ -98,9 +106,10 @@ class MarginStack(nn.Module):
             if (replica := _replica_of(member)) is not None:
                 kind = member.row_shape, replica.layer, str(replica.network)
                 alike[kind].append((k, replica))
-        for (shape, _, _), group in alike.items():
+        largest_first = sorted(alike.items(), key=lambda item: -len(item[1]))
+        for (shape, _, _), group in largest_first:
             indices, replicas = zip(*group, strict=True)
-            if len(replicas) > 1 and (stack := _try_stack(list(replicas), shape)) is not None:
+            if (stack := _try_stack(list(replicas), shape)) is not None:
                 return list(indices), stack
         return [], None
 
@@ -145,21 +154,46 @@ def _try_stack(replicas: list[Replica], shape: tuple[int, ...]) -> MarginStack |
     dtype = replicas[0].scale.dtype
     x = torch.linspace(-1, 1, 3 * torch.Size(shape).numel(), dtype=dtype).view(3, *shape)
     x = x.to(replicas[0].scale.device)
+    folds = [True, False] if _has_batch_norm(replicas[0]) else [False]
+    if len(replicas) == 1:
+        folds = folds[:-1]  # one replica that stays as it is gains nothing
     with torch.no_grad():
         alone = torch.stack([replica.eval().features_and_logits(x)[1] for replica in replicas], 1)
-        try:
-            stack = MarginStack(replicas)
-            together = stack(x)
-        except (
-            RuntimeError,
-            TypeError,
-            KeyError,
-        ):  # shapes that do not fit, layers that do not stack
-            return None
-    close = together.shape == alone.shape and torch.allclose(
-        together, alone, rtol=0, atol=TOLERANCE * float(alone.abs().max())
-    )
-    return stack if close else None
+        for fold in folds:
+            try:
+                stack = MarginStack(replicas, fold)
+                together = stack(x)
+            except Exception:  # whatever the copy trips over, the replicas run by themselves
+                continue
+            if together.shape == alone.shape and torch.allclose(
+                together, alone, rtol=0, atol=TOLERANCE * float(alone.abs().max())
+            ):
+                return stack
+    return None
+
+
+def _has_batch_norm(replica: Replica) -> bool:
+    return any(isinstance(part, nn.BatchNorm2d) for part in replica.network.modules())
+
+
+def _fold(network: nn.Module) -> nn.Module:
+    """Copy of a network in which each normalisation is part of the convolution before it."""
+    traced = symbolic_trace(copy.deepcopy(network).eval())
+    parts = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if not isinstance(parts.get(str(node.target)), nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        convolution = parts.get(str(before.target)) if before.op == "call_module" else None
+        if isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
+            fused = fuse_conv_bn_eval(convolution, parts[str(node.target)])
+            parent, _, leaf = before.target.rpartition(".")
+            traced.get_submodule(parent).register_module(leaf, fused)
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
 
 
 def _stack(networks: list[nn.Module]) -> nn.Module:
