@@ -12,6 +12,10 @@ SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
     "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
     "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "4_paper/ensemble.py": [
+        *("--data", "mnist", "--seeds", "1", "--attacked", "10", "--victim-epochs", "1"),
+        *("--epochs", "1", "--small-epochs", "1"),
+    ],
     "4_paper/input_defender.py": [
         *("--data", "digits", "--seeds", "1", "--patches", "1000", "--settings", "2"),
     ],
@@ -20,7 +24,7 @@ SMALL = {
         *("--victim-epochs", "1", "--epochs", "1"),
     ],
 }
-NEEDS_DATA = {"4_paper/mnist_latent.py"}
+NEEDS_DATA = {"4_paper/ensemble.py", "4_paper/mnist_latent.py"}
 SLOW = {*NEEDS_DATA, "4_paper/input_defender.py"}
 
 

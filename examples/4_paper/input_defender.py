@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import victims
-from sklearn.metrics import roc_auc_score
+from victims import auc
 
 import skmrr
 from skmrr import InputDictionaryDefender
@@ -46,12 +46,6 @@ GRIDS = {
     "cifar10": ([(4, 2), (8, 4)], [2, 4, 8, 16]),
 }
 COLOUR = {"cifar10": {"remove_mean": True}}
-
-
-def auc(clean, odd) -> float:
-    """Area under the ROC curve of two sets of scores."""
-    truth = np.r_[np.zeros(len(clean)), np.ones(len(odd))]
-    return float(roc_auc_score(truth, -np.r_[clean, odd]))
 
 
 def fit(data, statistic, n_patches, **params) -> InputDictionaryDefender:

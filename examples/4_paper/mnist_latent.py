@@ -25,8 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
-from victims import KINDS, mnist, predict
+from victims import KINDS, auc, mnist, predict
 
 import skmrr
 from skmrr import LatentDefender, replicate
@@ -48,13 +47,12 @@ def fit(victim, module, data, **params) -> LatentDefender:
 def measure(defender, X_test, adversarial) -> tuple[dict, dict, np.ndarray]:
     """AUC and TPR at 1 % FPR of each attack, and the clean scores."""
     clean = defender.score_samples(X_test)
-    auc, tpr = {}, {}
+    areas, tpr = {}, {}
     for name, images in adversarial.items():
         score = defender.score_samples(images)
-        truth = np.r_[np.zeros(len(clean)), np.ones(len(score))]
-        auc[name] = roc_auc_score(truth, -np.r_[clean, score])
+        areas[name] = auc(clean, score)
         tpr[name] = tpr_at_fpr(clean, score, fpr=0.01)
-    return auc, tpr, clean
+    return areas, tpr, clean
 
 
 def ablation(victim, data, seed, epochs, main):
@@ -132,10 +130,10 @@ def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation, code) -> di
         variants += ablation(victim, data, seed, epochs, defender)
     detections, clean = [], {}
     for variant, fitted in variants:
-        auc, tpr, clean[variant] = measure(fitted, X_test, attacked.adversarial)
+        areas, tpr, clean[variant] = measure(fitted, X_test, attacked.adversarial)
         detections += [
-            {"seed": seed, "variant": variant, "attack": name, "AUC": auc[name], "TPR": tpr[name]}
-            for name in auc
+            {"seed": seed, "variant": variant, "attack": name, "AUC": areas[name], "TPR": tpr[name]}
+            for name in areas
         ]
     return {
         "detections": detections,

@@ -26,6 +26,7 @@ from art.attacks.evasion import (
     SaliencyMapMethod,
 )
 from art.estimators.classification import PyTorchClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn import functional
@@ -228,6 +229,12 @@ def predict(victim: nn.Module, X) -> np.ndarray:
     with torch.no_grad():
         parts = [victim(x).argmax(1) for x in torch.as_tensor(X).split(BATCH)]
     return torch.cat(parts).numpy()
+
+
+def auc(clean, odd) -> float:
+    """Area under the ROC curve of two sets of scores."""
+    truth = np.r_[np.zeros(len(clean)), np.ones(len(odd))]
+    return float(roc_auc_score(truth, -np.r_[clean, odd]))
 
 
 def as_arrays(victim: nn.Module) -> dict[str, np.ndarray]:
