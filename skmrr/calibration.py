@@ -5,6 +5,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from skmrr.nn.conditioning import LocalScale
+
 EXACT_RANKS = 128  # ranks at the odd end that each get a knot of their own
 COARSE_KNOTS = 128  # knots, at geometric ranks, for the rest
 MIN_CLASS_ROWS = 2000  # rows that a class needs for a calibration of its own; see below
@@ -97,19 +99,97 @@ class ConformalSurvival(nn.Module):
         self, statistic: Float[Tensor, " batch"], columns: Int[Tensor, " batch"]
     ) -> Float[Tensor, " batch"]:
         """Return log P(a clean row of this class is at least as odd), ≤ 0."""
+        return _interpolate(
+            self.knots[None],
+            self.log_survival[None],
+            self.tail_rate[None],
+            self.group_of_class[columns],
+            statistic[None],
+        )[0]
+
+
+class MemberSurvivals(nn.Module):
+    """Conformal survival functions of many statistics of the same rows.
+
+    Each is that of `ConformalSurvival`, if given another value in terms of `LocalScale`. All are
+    computed together.
+
+    Build one with `MemberSurvivals.fit`.
+    """
+
+    knots: Tensor
+    log_survival: Tensor
+    tail_rate: Tensor
+    group_of_class: Tensor
+    n_rows: Tensor
+
+    def __init__(self, survivals: list[ConformalSurvival], scale: LocalScale | None):
+        super().__init__()
+        width = max(survival.knots.shape[1] for survival in survivals)
+        for name in ("knots", "log_survival"):  # members groups m
+            parts = [_pad_left(getattr(part, name).numpy(), width) for part in survivals]
+            self.register_buffer(name, torch.as_tensor(np.stack(parts)))
+        # members groups
+        self.register_buffer("tail_rate", torch.stack([part.tail_rate for part in survivals]))
+        self.register_buffer("group_of_class", survivals[0].group_of_class)
+        self.register_buffer("n_rows", survivals[0].n_rows)
+        self.scale = scale
+
+    @classmethod
+    def fit(
+        cls, values: np.ndarray, columns: np.ndarray, n_classes: int, *, given_first: bool
+    ) -> "MemberSurvivals":
+        """Fit on clean rows that nothing else was fitted on.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, n_members)
+            High = odd.
+        columns : ndarray of shape (n_rows,)
+            Index of each row's predicted class.
+        n_classes : int
+            Number of classes.
+        given_first : bool
+            Whether the other members are judged given the first one.
+        """
+        scale = None
+        if given_first and values.shape[1] > 1:
+            scale = LocalScale.fit(values[:, 1:], values[:, 0])
+            scaled = scale(*(torch.as_tensor(v) for v in (values[:, 1:], values[:, 0]))).numpy()
+            values = np.hstack([values[:, :1], scaled])
+        return cls([ConformalSurvival.fit(v, columns, n_classes) for v in values.T], scale)
+
+    def forward(
+        self, values: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch members"]:
+        """Return log P(a clean row like this one is at least as odd) of each member, ≤ 0."""
+        if self.scale is not None:
+            values = torch.cat([values[:, :1], self.scale(values[:, 1:], values[:, 0])], dim=1)
         group = self.group_of_class[columns]
-        statistic = statistic.to(self.knots.dtype)
-        highest = self.knots[group, -1]
-        inside = torch.clamp(statistic, self.knots[group, 0], highest)
-        # Searched for in every group: cheaper than a copy of the knots for each row.
-        everywhere = inside.detach().expand(len(self.knots), -1).contiguous()  # groups batch
-        upper = torch.searchsorted(self.knots, everywhere, right=True)
-        upper = upper.gather(0, group[None])[0].clamp(1, self.knots.shape[1] - 1)
-        x0, x1 = self.knots[group, upper - 1], self.knots[group, upper]
-        y0, y1 = self.log_survival[group, upper - 1], self.log_survival[group, upper]
-        gap = torch.where(x1 > x0, x1 - x0, 1.0)  # equal knots carry equal values
-        interpolated = y0 + (y1 - y0) * (inside - x0) / gap
-        return interpolated - self.tail_rate[group] * torch.relu(statistic - highest)
+        return _interpolate(self.knots, self.log_survival, self.tail_rate, group, values.T).T
+
+
+def _interpolate(
+    knots: Float[Tensor, "members groups m"],
+    log_survival: Float[Tensor, "members groups m"],
+    tail_rate: Float[Tensor, "members groups"],
+    group: Int[Tensor, " batch"],
+    statistic: Float[Tensor, "members batch"],
+) -> Float[Tensor, "members batch"]:
+    """Log-survival of each row's statistic on the curve of its group."""
+    statistic = statistic.to(knots.dtype)
+    member = torch.arange(len(knots), device=knots.device)[:, None]
+    highest = knots[member, group, -1]
+    inside = torch.clamp(statistic, knots[member, group, 0], highest)
+    # Searched for in every group: cheaper than a copy of the knots for each row.
+    everywhere = inside.detach()[:, None].expand(-1, knots.shape[1], -1).contiguous()
+    upper = torch.searchsorted(knots, everywhere, right=True)  # members groups batch
+    upper = upper.gather(1, group.expand(len(knots), 1, -1))[:, 0].clamp(1, knots.shape[2] - 1)
+    x0, x1 = knots[member, group, upper - 1], knots[member, group, upper]
+    y0, y1 = log_survival[member, group, upper - 1], log_survival[member, group, upper]
+    gap = torch.where(x1 > x0, x1 - x0, 1.0)  # equal knots carry equal values
+    interpolated = y0 + (y1 - y0) * (inside - x0) / gap
+    return interpolated - tail_rate[member, group] * torch.relu(statistic - highest)
 
 
 def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,4 +218,6 @@ def _tail_rate(ascending: np.ndarray) -> float:
 
 
 def _pad_left(values: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(values, (width - len(values), 0), mode="edge")
+    """Repeat the first value along the last axis until it is `width` long."""
+    missing = width - values.shape[-1]
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(missing, 0)], mode="edge")

@@ -6,7 +6,6 @@ from typing import cast
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from scipy.stats import spearmanr
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, check_array, check_random_state
 from sklearn.utils._optional_dependencies import check_pandas_support
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
-from skmrr.calibration import ConformalSurvival
+from skmrr.calibration import ConformalSurvival, MemberSurvivals
 from skmrr.latent import MAX_TOLERANCE_ROWS, LatentDefender
 from skmrr.members import (
     MAX_SEED,
@@ -29,7 +28,6 @@ from skmrr.members import (
     unfrozen,
 )
 from skmrr.nn.chain import move_apart
-from skmrr.nn.conditioning import MIN_NEIGHBOURS, ConditionalSurvival, LocalScale
 from skmrr.nn.detector import DetectorModule, LatentStatistic
 from skmrr.nn.ensemble import EnsembleModule, MemberStatistics
 from skmrr.nn.fusion import Fusion
@@ -40,7 +38,6 @@ from skmrr.threshold import ADVERSARIAL
 from skmrr.validation import check_enough
 
 MARGIN = "classifier"  # name of the member that is the classifier's own margin
-MIN_DEPENDENCE = 0.1  # rank correlation with the classifier's margin, below which it is ignored
 
 
 class MRREnsemble(_BaseComposition, BaseDetector):
@@ -406,40 +403,33 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         members_half, fusion_half = np.split(order, [len(values) // 2])
         self.weights_ = self._resolve_weights()
         fusion = Fusion(self.fusion, torch.as_tensor(self.weights_))
-        calibrated = EnsembleModule(
-            module.statistic,
-            module.classes,
-            self._judges(values[members_half], columns[members_half]),
-            fusion,
+        survivals = MemberSurvivals.fit(
+            values[members_half],
+            columns[members_half],
+            len(self.classes_),
+            given_first=self.member_names_[0] == MARGIN,
         )
         with torch.no_grad():
-            log_survivals = calibrated.judge(
-                torch.as_tensor(values[fusion_half]), torch.as_tensor(columns[fusion_half])
+            log_survivals = survivals(
+                *(torch.as_tensor(part[fusion_half]) for part in (values, columns))
             )
             fused = fusion(log_survivals).numpy()
-        calibrated.calibration = self._survival(fused, columns[fusion_half])
-        calibrated.to(module_device(module))
+        calibration = self._survival(fused, columns[fusion_half])
         # A new module: copies of this ensemble may share the old one.
+        calibrated = EnsembleModule(
+            module.statistic, module.classes, survivals, fusion, calibration
+        ).to(module_device(module))
         self.module_ = eval_but(calibrated, self.classifier)
+        self._calibrate_alone(values[members_half], columns[members_half])
 
-    def _judges(self, values, columns) -> list[ConditionalSurvival]:
-        """Calibration of each member, and of each fitted one for itself, too."""
-        judges = []
-        for value, name in zip(values.T, self.member_names_, strict=True):
-            if name in self._fitted_here:
-                detector = detector_of(self.named_defenders_[name])
-                survival = self._survival(value, columns).to(module_device(detector.module_))
-                calibrated = DetectorModule(
-                    detector.module_.statistic, detector.module_.classes, survival
-                )
-                detector.module_ = eval_but(calibrated, detector.classifier)
-            scale = None
-            if self.member_names_[0] == MARGIN and name != MARGIN:
-                scale = _scale_if_dependent(value, values[:, 0])
-            if scale is not None:
-                value = scale(torch.as_tensor(value), torch.as_tensor(values[:, 0])).numpy()
-            judges.append(ConditionalSurvival(self._survival(value, columns), scale))
-        return judges
+    def _calibrate_alone(self, values, columns) -> None:
+        """Calibrate each member that was fitted here for use by itself, too."""
+        for name in self._fitted_here:
+            detector = detector_of(self.named_defenders_[name])
+            fitted = detector.module_
+            survival = self._survival(values[:, self.member_names_.index(name)], columns)
+            alone = DetectorModule(fitted.statistic, fitted.classes, survival)
+            detector.module_ = eval_but(alone.to(module_device(fitted)), detector.classifier)
 
     def _survival(self, statistic, columns) -> ConformalSurvival:
         return ConformalSurvival.fit(statistic, columns, len(self.classes_))
@@ -455,14 +445,6 @@ class MRREnsemble(_BaseComposition, BaseDetector):
                 f"zero: one for each of {self.member_names_}."
             )
         return weights
-
-
-def _scale_if_dependent(value: np.ndarray, given: np.ndarray) -> LocalScale | None:
-    """Scale of a value by what is given, if its rank depends on that at all."""
-    if len(value) < MIN_NEIGHBOURS or np.ptp(value) == 0 or np.ptp(given) == 0:
-        return None
-    dependence = abs(spearmanr(value, given).statistic)
-    return LocalScale.fit(value, given) if dependence >= MIN_DEPENDENCE else None
 
 
 def _fit(member, X, y):

@@ -113,8 +113,7 @@ def test_false_alarms_keep_the_promise_for_any_number_of_members(n, fusion, blob
 
 
 def test_fusion_is_calibrated_on_rows_that_calibrated_no_member(net, digits, fitted):
-    calibrations = fitted.module_.calibrations
-    assert {int(judge.survival.n_rows.sum()) for judge in calibrations} == {200}
+    assert int(fitted.module_.member_calibration.n_rows.sum()) == 200
     assert int(fitted.module_.calibration.n_rows.sum()) == 200
 
 
@@ -161,11 +160,12 @@ def test_member_risks_name_who_raised_the_alarm(fitted, digits):
 
 def test_fused_score_follows_from_member_risks(fitted, digits):
     X = digits[0][1400:]
-    fisher = -np.log1p(-fitted.member_risks(X).clip(upper=1 - 1e-12)).sum(axis=1)
-    risk = fitted.risk(X)
-    order = np.argsort(fisher)
-    below = risk < 1 - 1e-9  # beyond, clipping loses the order
-    assert (np.diff(risk[order][below[order]]) >= -1e-9).all()
+    risks = fitted.member_risks(X).to_numpy()
+    exact = risks.max(1) < 1 - 1e-9  # nearer to 1 a risk is rounded
+    fisher = -np.log1p(-risks[exact]).sum(1)
+    ordered = fitted.risk(X)[exact][np.argsort(fisher)]
+    assert exact.mean() > 0.9
+    assert (np.diff(ordered) >= -1e-9).all()
 
 
 def test_a_member_scores_by_itself_too(fitted, digits, net):
@@ -266,7 +266,7 @@ def test_without_margin_members_are_judged_unconditionally(net, digits):
     X, y = digits
     ensemble = MRREnsemble(net, estimator=quick, margin=False, **pair).fit(X[:1200], y[:1200])
     assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
-    assert all(judge.scale is None for judge in ensemble.module_.calibrations)
+    assert ensemble.module_.member_calibration.scale is None
     # given its decisions, the classifier need not run
     labels = ensemble.classify(X[:10])
     calls, handle = calls_of(net)

@@ -83,17 +83,17 @@ class EnsembleModule(DetectorModule):
         The members.
     classes : Tensor of shape (classes,)
         Sorted class labels.
-    calibrations : list of ConditionalSurvival, optional
-        Of each member, (its statistic, the first member's, class index) → log-survival.
+    member_calibration : nn.Module, optional
+        (members' statistics, class index) → members' log-survivals.
     fusion : Fusion, optional
         Members' log-survivals → one oddness.
     calibration : nn.Module, optional
         (fused oddness, class index) → log-survival.
     """
 
-    def __init__(self, statistic, classes, calibrations=None, fusion=None, calibration=None):
+    def __init__(self, statistic, classes, member_calibration=None, fusion=None, calibration=None):
         super().__init__(statistic, classes, calibration)
-        self.calibrations = nn.ModuleList(calibrations or [])
+        self.member_calibration = member_calibration
         self.fusion: Fusion | None = fusion
 
     def statistic_at(self, x, labels=None):
@@ -110,15 +110,9 @@ class EnsembleModule(DetectorModule):
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
     ) -> tuple[Float[Tensor, "batch members"], Int[Tensor, " batch"]]:
         """Return each member's calibrated log-survival, and the label's column."""
+        assert self.member_calibration is not None
         values, columns = self.member_statistics(x, labels)
-        return self.judge(values, columns), columns
-
-    def judge(
-        self, values: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch members"]:
-        """Return each member's log-survival at its statistic."""
-        judged = zip(self.calibrations, values.unbind(1), strict=True)
-        return torch.stack([p(value, values[:, 0], columns) for p, value in judged], dim=1)
+        return self.member_calibration(values, columns), columns
 
     def member_statistics(
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
