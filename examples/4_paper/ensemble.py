@@ -236,7 +236,7 @@ def diversity(data, seed: int, epochs: int) -> pd.DataFrame:
 
 def run(name: str, seed: int, sizes: dict, latent) -> dict:
     """Everything measured on one data set with one seed."""
-    options = {"n_attacked": sizes["n_attacked"], "kinds": (*KINDS, "JSMA")}
+    options = {"n_attacked": sizes["n_attacked"], "kinds": sizes["kinds"]}
     if name == "mnist":
         options["victim_epochs"] = sizes["victim_epochs"]
     data = getattr(victims, name)(seed, memory, **options)
@@ -325,12 +325,13 @@ if __name__ == "__main__":
     parser.add_argument("--small-epochs", type=int, default=5, help="of those that are compared")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--latent", type=Path, help="fitted LatentDefender of ResNet-20 (joblib)")
+    parser.add_argument("--kinds", nargs="+", default=(*KINDS, "JSMA"), help="of attacks")
     parser.add_argument("--output", type=Path, default=HERE / "output")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     memory = joblib.Memory(args.output / "cache", verbose=0)
-    sizes = {key: getattr(args, key) for key in ("victim_epochs", "epochs")}
+    sizes = {key: getattr(args, key) for key in ("victim_epochs", "epochs", "kinds")}
     tables, counts = {}, None
     for name in args.data:
         latent = None
