@@ -8,6 +8,8 @@ from skmrr import (
     FixedThresholdDetector,
     InputDictionaryDefender,
     LatentDefender,
+    MRREnsemble,
+    NoiseDefender,
 )
 
 # The checks fit on ten rows and up: a coarse false-alarm rate that so few can promise, and
@@ -24,6 +26,13 @@ ESTIMATORS = [
     LatentDefender(**small, density="gaussian", statistic="likelihood", realign=False),
     LatentDefender(**small, density="ppca", statistic="likelihood", exploration_radius=0.1),
     LatentDefender(**small, density="distance", statistic="likelihood", early_stopping=True),
+    MRREnsemble(**coarse, estimator=LatentDefender(max_epochs=2)),
+    MRREnsemble(
+        **coarse,
+        fusion="harmonic",
+        defenders=[("a", LatentDefender(max_epochs=2)), ("b", NoiseDefender(noise="sparse"))],
+    ),
+    NoiseDefender(**coarse),
 ]
 
 

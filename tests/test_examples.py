@@ -12,6 +12,7 @@ SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
     "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
     "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "3_adaptive/plot_ensemble.py": ["--epochs", "2"],
     "4_paper/ensemble.py": [
         *("--data", "mnist", "--seeds", "1", "--attacked", "10", "--victim-epochs", "1"),
         *("--epochs", "1", "--small-epochs", "1"),
