@@ -67,9 +67,8 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         classifier has them too. Without a classifier there is none.
     defenders : list of (str, estimator), optional
         Members instead of the default ones: detectors, or Pipelines that end in one. Each is cloned
-        and fitted, unless frozen by ``sklearn.frozen.FrozenEstimator``, and then keeps its own
-        calibration. A Pipeline that begins with a `FeatureExtractor` of `classifier` costs no pass
-        of its own.
+        and fitted, unless frozen by ``sklearn.frozen.FrozenEstimator``: then it is used as it is. A
+        Pipeline that begins with a `FeatureExtractor` of `classifier` costs no pass of its own.
     estimator : LatentDefender, optional
         Template of the default latent defenders. By default ``LatentDefender(
         exploration_radius="auto", learning_rate=3e-3)``, without exploration where there is no

@@ -2,11 +2,13 @@
 
 from skmrr.nn.detector import DetectorModule
 from skmrr.nn.dictionary_learning import learn_dictionary
+from skmrr.nn.ensemble import EnsembleModule
 from skmrr.nn.replica import LatentMap, Replica, replicate
 from skmrr.nn.sparse_coding import SparseCoder, SparseCodes
 
 __all__ = [
     "DetectorModule",
+    "EnsembleModule",
     "LatentMap",
     "Replica",
     "SparseCoder",
