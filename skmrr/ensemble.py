@@ -19,6 +19,7 @@ from skmrr.base import BaseDetector
 from skmrr.calibration import ConformalSurvival, MemberSurvivals
 from skmrr.latent import MAX_TOLERANCE_ROWS, LatentDefender
 from skmrr.members import (
+    LATENT,
     MAX_SEED,
     as_member,
     detector_of,
@@ -87,7 +88,8 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         harmonic mean, in which a member that sees nothing takes less from one that does; or the
         smallest p_k / w_k.
     weights : array-like of shape (n_members,), optional
-        Weights w_k ≥ 0 of the members in the order of `member_names_`; by default all equal.
+        Weights w_k ≥ 0 of the members in the order of `member_names_`. By default 1, but
+        that the default latent defenders, which see much the same, have one say together.
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error.
     security_parameter : float, default=0.01
@@ -436,7 +438,11 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     def _resolve_weights(self) -> np.ndarray:
         n_members = len(self.member_names_)
         if self.weights is None:
-            return np.ones(n_members)
+            weights = np.ones(n_members)
+            if self.defenders is None:
+                is_latent = [name.startswith(LATENT) for name in self.member_names_]
+                weights[is_latent] /= sum(is_latent)
+            return weights
         weights = check_array(self.weights, ensure_2d=False, dtype=float, input_name="weights")
         if weights.shape != (n_members,) or weights.min() < 0 or weights.max() == 0:
             raise ValueError(

@@ -16,6 +16,7 @@ from skmrr.nn.members import ArrayStep, Member
 from skmrr.nn.narrowing import narrow
 from skmrr.nn.replica import replicate
 
+LATENT = "latent_"  # begins the names of default latent defenders
 MAX_SEED = np.iinfo(np.int32).max
 
 
@@ -116,5 +117,5 @@ def latent_defenders(
             if width < 1:
                 network = narrow(classifier, width, x[:2], seed=member.random_state)
             member.set_params(module=replicate(network, layer))
-        named.append((f"latent_{k}", member))
+        named.append((f"{LATENT}{k}", member))
     return named

@@ -279,6 +279,7 @@ ensembles = {
         classifier,
         defenders=frozen,
         n_defenders=n,
+        weights=np.append(1.0, np.full(n, 1 / n)),  # one say together, as by default
         clip_values=(0, 1),
         security_parameter=SP,
         random_state=0,

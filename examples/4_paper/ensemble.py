@@ -162,7 +162,8 @@ def numbers(data, seed: int, epochs: int) -> list[dict]:
     ).fit(data.X_fit, data.y_fit)
     rows = []
     for n in NUMBERS:
-        first = of_frozen(ensemble, data, n_defenders=n)
+        weights = np.r_[1.0, np.full(n, 1 / n)]  # as they would have by default
+        first = of_frozen(ensemble, data, n_defenders=n, weights=weights)
         measured = pd.DataFrame(detections(first, data)).set_index("attack")["AUC"]
         alarms = measured[measured.index.str.startswith("false")]
         row = {
