@@ -86,7 +86,8 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     fusion : {"noisy_or", "harmonic", "max"}, default="noisy_or"
         From p-values p_k to one: Fisher's Σ w_k log p_k, the noisy-OR of the risks 1 − p_k; their
         harmonic mean, in which a member that sees nothing takes less from one that does; or the
-        smallest p_k / w_k.
+        smallest p_k / w_k. Changed on a fitted ensemble it counts from the next `calibrate` on, as
+        do the weights.
     weights : array-like of shape (n_members,), optional
         Weights w_k ≥ 0 of the members in the order of `member_names_`. By default 1, but
         that the default latent defenders, which see much the same, have one say together.
@@ -277,6 +278,9 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         with_margin = self.margin and self.classifier is not None
         self.member_names_ = [MARGIN] * with_margin + [name for name, _ in named]
         self._resolve_weights()
+        for name, member in named:
+            if is_frozen(member):
+                self._check_fitted_member(name, detector_of(member))
         y = np.full(len(rows), ADVERSARIAL)
         y[train] = self.classes_[columns[train]]
         members = [member for _, member in named]
@@ -285,8 +289,6 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         self.named_defenders_ = Bunch(
             **{name: unfrozen(member) for (name, _), member in zip(named, fitted, strict=True)}
         )
-        for name, member in self.named_defenders_.items():
-            self._check_fitted_member(name, detector_of(member))
         return MemberStatistics(
             [as_member(member, self.classifier) for member in self.named_defenders_.values()],
             self.classifier,
