@@ -38,7 +38,7 @@ def medians(runs, repeats=9):
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-@pytest.mark.parametrize(("n", "width"), [(2, 0.5), (4, 0.5), (16, 0.25)])
+@pytest.mark.parametrize(("n", "width"), [(2, 0.5), (4, 0.5), (16, 0.25), (16, 0.125)])
 def test_side_by_side_is_faster_than_one_by_one(benchmark, victim, n, width):
     """Peers: a loop over the same replicas, and vmap over their stacked weights."""
     X = np.random.default_rng(0).random((N_IMAGES, 1, 28, 28), dtype=np.float32)

@@ -43,12 +43,14 @@ from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
 HERE = Path(__file__).parent
 # Weights of the members "classifier", "latent_0", "dense", "sparse", and other parameters.
 VARIANTS = {
-    "default": {},
-    "harmonic": {"fusion": "harmonic"},
-    "max": {"fusion": "max"},
-    "no conditioning": {"margin": False},
+    "default": {"weights": [1, 1, 1, 0.25]},
+    "all weights equal": {},
+    "harmonic": {"weights": [1, 1, 1, 0.25], "fusion": "harmonic"},
+    "max": {"weights": [1, 1, 1, 0.25], "fusion": "max"},
+    "no conditioning": {"weights": [1, 1, 0.25], "margin": False},
     "without noise": {"weights": [1, 1, 0, 0]},
-    "without latent": {"weights": [1, 0, 1, 1]},
+    "without sparse": {"weights": [1, 1, 1, 0]},
+    "without latent": {"weights": [1, 0, 1, 0.25]},
     "latent alone": {"weights": [1, 0, 0], "margin": False},
     "classifier alone": {"weights": [1, 0, 0, 0]},
     "dense alone": {"weights": [0, 0, 1, 0]},
@@ -98,7 +100,8 @@ def fit_ensemble(name: str, data, seed: int, epochs: int, latent) -> MRREnsemble
     if name == "cifar10":
         noises = {n: NoiseDefender(noise=n, clip_values=(0, 1)) for n in ("dense", "sparse")}
         members = [("latent_0", FrozenEstimator(latent)), *noises.items()]
-        ensemble = MRREnsemble(data.victim, defenders=members, **shared)
+        weights = VARIANTS["default"]["weights"]
+        ensemble = MRREnsemble(data.victim, defenders=members, weights=weights, **shared)
     else:
         template = LatentDefender(exploration_radius="auto", learning_rate=3e-3, max_epochs=epochs)
         ensemble = MRREnsemble(data.victim, estimator=template, **shared)

@@ -22,6 +22,7 @@ from skmrr.nn.hooks import find_layer, last_linear
 from skmrr.nn.members import Member
 from skmrr.nn.replica import Replica, run_changing
 
+ROWS = 64  # at a time: more channels' activations than of these leave the processor's cache
 TOLERANCE = 1e-4  # of the logits of a trial run, relative to the largest
 
 
@@ -126,7 +127,8 @@ class MarginStack(nn.Module):
 
     def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, "batch stacked"]:
         """Return the margin of each replica at each row's column."""
-        margins = against_best_other(self(x.to(self.scales)).double().flatten(0, 1))
+        logits = torch.cat([self(part) for part in x.to(self.scales).split(ROWS)])
+        margins = against_best_other(logits.double().flatten(0, 1))
         picked = columns.repeat_interleave(self.n)[:, None]
         return margins.gather(1, picked).view(-1, self.n)
 
