@@ -298,6 +298,7 @@ def draw(tables: dict[str, pd.DataFrame], counts: pd.DataFrame | None, output: P
     )  # fmt: skip
     for ax, (name, shown) in zip(axes[:, 0], tables.items(), strict=False):
         attacks = [attack for attack in shown if not attack.startswith("false")]
+        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for variant, row in shown[attacks].iterrows():
             bold = {"lw": 3, "color": "k"} if variant == "default" else {"lw": 1}
             ax.plot(attacks, (1 - row).clip(lower=1e-5), marker="o", label=variant, **bold)
