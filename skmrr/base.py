@@ -227,12 +227,17 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
     def _decide(self, batch, labels) -> torch.Tensor | None:
         """Classifier's decisions for a batch: those given, or asked for, or None."""
         if labels is None:
-            if self.classifier is None:
-                return None
-            device = module_device(self.module_)
-            logits = self.classifier(as_input(batch, self.classifier, device))
-            labels = logits.argmax(1)
+            labels = self._ask(batch)
+        if labels is None:
+            return None
         return torch.as_tensor(labels, device=module_device(self.module_))
+
+    def _ask(self, batch) -> torch.Tensor | None:
+        """Classifier's decisions for a batch, or None without a classifier."""
+        if self.classifier is None:
+            return None
+        device = module_device(self.module_)
+        return self.classifier(as_input(batch, self.classifier, device)).argmax(1)
 
     def _split(self, clean: np.ndarray, random_state) -> tuple[np.ndarray, np.ndarray]:
         if len(clean) == 0:

@@ -353,7 +353,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     def _fit_apart(self, members, rows, y, train) -> list:
         """Fit the members independently of each other."""
         new = [member for member in members if not is_frozen(member)]
-        jobs = (delayed(_fit)(member, *_training_rows(member, rows, y, train)) for member in new)
+        jobs = (delayed(member.fit)(*_training_rows(member, rows, y, train)) for member in new)
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
         fitted = iter(tqdm(fitted, "defenders", len(new), disable=not self.verbose))
         return [member if is_frozen(member) else next(fitted) for member in members]
@@ -380,11 +380,9 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     def _new_module(self, statistic):
         return EnsembleModule(statistic, torch.as_tensor(self.classes_))
 
-    def _decide(self, batch, labels):
+    def _ask(self, batch):
         # The module asks by itself, together with what its members need of the classifier.
-        return (
-            None if labels is None else torch.as_tensor(labels, device=module_device(self.module_))
-        )
+        return None
 
     @property
     def _trains(self) -> bool:
@@ -455,10 +453,6 @@ class MRREnsemble(_BaseComposition, BaseDetector):
                 f"zero: one for each of {self.member_names_}."
             )
         return weights
-
-
-def _fit(member, X, y):
-    return member.fit(X, y)
 
 
 def _training_rows(member, rows: Rows, y: np.ndarray, train: np.ndarray):

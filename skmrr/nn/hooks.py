@@ -25,6 +25,12 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
     return layers[layer]
 
 
+def replace_layer(model: nn.Module, layer: str, new: nn.Module) -> None:
+    """Put another module in the place of the one at the dotted name `layer`."""
+    parent, _, name = layer.rpartition(".")
+    model.get_submodule(parent).register_module(name, new)
+
+
 def last_linear(model: nn.Module) -> nn.Linear:
     """Last linear layer of `model`, whose input is the default checkpoint."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from skmrr.nn.hooks import as_input, evaluating, last_linear, module_device
+from skmrr.nn.hooks import as_input, evaluating, last_linear, module_device, replace_layer
 
 
 def narrow(network: nn.Module, width: float, x: Tensor, *, seed: int = 0) -> nn.Module:
@@ -38,8 +38,7 @@ def narrow(network: nn.Module, width: float, x: Tensor, *, seed: int = 0) -> nn.
     for name, part in list(narrowed.named_modules()):
         thin = _thin(part, 1.0 if part is logits else width)
         if thin is not None and name:
-            parent, _, leaf = name.rpartition(".")
-            narrowed.get_submodule(parent).register_module(leaf, thin)
+            replace_layer(narrowed, name, thin)
     x = as_input(x, network, module_device(network))
     narrowed.to(x)
     try:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skmrr.nn.detector import LatentStatistic, against_best_other
-from skmrr.nn.hooks import find_layer, last_linear
+from skmrr.nn.hooks import find_layer, last_linear, replace_layer
 from skmrr.nn.members import Member
 from skmrr.nn.replica import Replica, run_changing
 
@@ -189,8 +189,7 @@ def _fold(network: nn.Module) -> nn.Module:
         convolution = parts.get(str(before.target)) if before.op == "call_module" else None
         if isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
             fused = fuse_conv_bn_eval(convolution, parts[str(node.target)])
-            parent, _, leaf = before.target.rpartition(".")
-            traced.get_submodule(parent).register_module(leaf, fused)
+            replace_layer(traced, before.target, fused)
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
@@ -211,10 +210,8 @@ def _stack(networks: list[nn.Module]) -> nn.Module:
             continue
         if (kind := kinds.get(type(part))) is None:
             raise TypeError(f"layer {name!r}, a {type(part).__name__}, cannot be stacked")
-        parent, _, leaf = name.rpartition(".")
-        stacked.get_submodule(parent).register_module(
-            leaf, kind([network.get_submodule(name) for network in networks])
-        )
+        parts = [network.get_submodule(name) for network in networks]
+        replace_layer(stacked, name, kind(parts))
     return stacked
 
 
