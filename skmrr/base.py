@@ -16,6 +16,7 @@ from torch import nn
 
 from skmrr.calibration import ConformalSurvival
 from skmrr.networks import NetworkEstimator
+from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector import DetectorModule
 from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
 from skmrr.nn.inference import predict_labels
@@ -173,6 +174,34 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         """
         scores, columns = self._score(X, labels)
         return np.where(scores >= self.offset_, self.classes_[columns], ADVERSARIAL)
+
+    def defended_classifier(self, *, security_parameter=None, **params) -> DefendedClassifier:
+        """Classifier and this detector as one torch module, to be attacked.
+
+        Parameters
+        ----------
+        security_parameter : float, optional
+            False-alarm rate of the threshold; by default that of the detector.
+        **params : dict
+            Other parameters of `skmrr.nn.DefendedClassifier`.
+
+        Returns
+        -------
+        skmrr.nn.DefendedClassifier
+            Rows → the classifier's logits and one more, "flagged". It shares the networks.
+
+        Raises
+        ------
+        ValueError
+            If the detector has no classifier.
+        """
+        self._check_calibrated()
+        if self.classifier is None:
+            raise ValueError("There is no classifier to defend: give classifier=….")
+        sp = self.security_parameter if security_parameter is None else security_parameter
+        return eval_but(
+            DefendedClassifier(self.classifier, self.module_, sp, **params), self.classifier
+        )
 
     def _score(self, X, labels) -> tuple[np.ndarray, np.ndarray]:
         """Scores and the columns of the classes that they were taken under."""

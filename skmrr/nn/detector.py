@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from skmrr.nn.densities import QuadraticDensity
+from skmrr.nn.hooks import as_input, module_device
 from skmrr.nn.replica import LatentMap
 
 
@@ -89,6 +90,14 @@ class DetectorModule(nn.Module):
     ) -> Float[Tensor, " batch"]:
         """Return the log-survival of each row under its label, ≤ 0, high = normal."""
         return self.scores_at(x, labels)[0]
+
+    def judge(
+        self, x: Tensor, classifier: nn.Module, labels: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch logits"], Float[Tensor, " batch"]]:
+        """Return the classifier's logits, and each row's score under `labels` or its decisions."""
+        logits = classifier(as_input(x, classifier, module_device(classifier)))
+        x = as_input(x, self, module_device(self))
+        return logits, self(x, logits.argmax(1) if labels is None else labels)
 
     def scores_at(
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None

@@ -96,6 +96,22 @@ class EnsembleModule(DetectorModule):
         self.member_calibration = member_calibration
         self.fusion: Fusion | None = fusion
 
+    def judge(self, x, classifier, labels=None):
+        """Return the classifier's logits and each row's score, asking the classifier once."""
+        statistic = cast(MemberStatistics, self.statistic)
+        if statistic.classifier is not classifier:
+            return super().judge(x, classifier, labels)
+        assert self.member_calibration is not None
+        assert self.fusion is not None
+        assert self.calibration is not None
+        x = as_input(x, self, module_device(self))
+        logits, outputs = statistic.ask(x)
+        labels = logits.argmax(1) if labels is None else labels
+        columns = self.columns_of(labels)
+        values = statistic(x, labels, columns, logits, outputs)
+        fused = self.fusion(self.member_calibration(values, columns))
+        return logits, self.calibration(fused, columns)
+
     def statistic_at(self, x, labels=None):
         """Return the fused oddness of each row under its label, and the label's column.
 

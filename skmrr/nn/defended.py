@@ -1,0 +1,166 @@
+"""Victim and detector as one classifier that any attack can be run on.
+
+The output is the victim's C logits and one more, "flagged": the risk neuron of Rouhani et al.
+(2019), in the form of Carlini and Wagner ("Adversarial Examples Are Not Easily Detected", 2017).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from skmrr.nn.detector import DetectorModule
+from skmrr.nn.sparse_coding import SparseCoder
+
+
+class DefendedClassifier(nn.Module):
+    """A classifier that answers "flagged" where its detector does not believe it.
+
+    The last logit is z_{C+1} = max_j z_j + κ asinh(log SP − s), s being the detector's score at
+    the class that the victim decides for at that very point. It is the largest exactly where the
+    detector flags. asinh keeps the sign, and keeps the softmax of scores far out in the tail from
+    saturating, which would only hide their gradient.
+
+    Parameters
+    ----------
+    classifier : nn.Module
+        The victim, rows → C logits.
+    detector : DetectorModule
+        ``module_`` of a fitted detector.
+    security_parameter : float
+        False-alarm rate SP, in (0, 1); below log SP a score is flagged.
+    kappa : float, default=1.0
+        Scale κ > 0 of the last logit.
+    straight_through : bool, default=False
+        Whether gradients pass sparse coding as if it changed nothing (BPDA, Athalye et al. 2018),
+        instead of through the projection onto the chosen atoms, which is exact almost everywhere.
+
+    Raises
+    ------
+    ValueError
+        If `security_parameter` or `kappa` is out of range, or the detector is not calibrated.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> from skmrr.nn import DefendedClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> classifier = torch.nn.Linear(64, 10)
+    >>> defender = LatentDefender(max_epochs=2, random_state=0).fit(X, y)
+    >>> defended = DefendedClassifier(classifier, defender.module_, security_parameter=0.05)
+    >>> defended(torch.as_tensor(X[:3], dtype=torch.float32)).shape
+    torch.Size([3, 11])
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        detector: DetectorModule,
+        security_parameter: float,
+        *,
+        kappa: float = 1.0,
+        straight_through: bool = False,
+    ):
+        super().__init__()
+        if not 0 < security_parameter < 1:
+            raise ValueError(f"security_parameter={security_parameter} must be in (0, 1).")
+        if not kappa > 0:
+            raise ValueError(f"kappa={kappa} must be positive.")
+        if detector.calibration is None:
+            raise ValueError("The detector is not calibrated; call calibrate(X) first.")
+        self.classifier = classifier
+        self.detector = detector
+        self.security_parameter = security_parameter
+        self.kappa = kappa
+        self.straight_through = straight_through
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes_and_flagged"]:
+        """Return the victim's logits and, last, that of "flagged"."""
+        logits, alarm = self.judge(x)
+        top = logits.amax(1)
+        flagged = top + (self.kappa * alarm.asinh()).to(top)
+        # In logits as coarse as these a tiny alarm may round to nothing: its sign is kept.
+        least = torch.nextafter(top.detach(), torch.full_like(top, torch.inf))
+        rounded = torch.where(
+            alarm > 0, (least - flagged).clamp_min(0), (top - flagged).clamp_max(0)
+        )
+        return torch.cat([logits, (flagged + rounded.detach())[:, None]], dim=1)
+
+    def judge(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, " batch"]]:
+        """Victim's logits, and the alarm log SP − s: positive where a row is flagged.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, …)
+            Rows.
+        labels : Tensor of shape (batch,), optional
+            Classes at which the detector is asked; by default those the victim decides for.
+        """
+        with straight_through(self.detector, active=self.straight_through):
+            logits, score = self.detector.judge(x, self.classifier, labels)
+        return logits, math.log(self.security_parameter) - score
+
+    def label_aware(self, labels: Int[Tensor, "*batch"]) -> "LabelAwareClassifier":
+        """View in which untargeted attacks have to leave `labels` without being flagged."""
+        return LabelAwareClassifier(self, labels)
+
+
+class LabelAwareClassifier(nn.Module):
+    """A defended classifier whose "flagged" counts as the true class.
+
+    C logits z with z_y ← max(z_y, z_{C+1}), so that any untargeted attack succeeds exactly where a
+    row is misclassified *and* not flagged.
+
+    Parameters
+    ----------
+    defended : DefendedClassifier
+        Victim and detector.
+    labels : Tensor of shape (batch,) or ()
+        True class of each row. A single class serves batches of any size: attack the rows of each
+        class by themselves where an attack library reorders or drops rows.
+    """
+
+    labels: Tensor
+
+    def __init__(self, defended: DefendedClassifier, labels: Int[Tensor, "*batch"]):
+        super().__init__()
+        self.defended = defended
+        self.register_buffer("labels", labels)
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Return the logits.
+
+        Raises
+        ------
+        ValueError
+            If the batch has another number of rows than there are labels.
+        """
+        if self.labels.ndim and len(self.labels) != len(x):
+            raise ValueError(
+                f"{len(x)} rows but {len(self.labels)} labels; give the labels of this batch, or "
+                "one label for rows of one class."
+            )
+        logits = self.defended(x)
+        own, flagged = self.labels.expand(len(x))[:, None], logits[:, -1:]
+        return logits[:, :-1].scatter(1, own, torch.maximum(logits.gather(1, own), flagged))
+
+
+@contextmanager
+def straight_through(module: nn.Module, *, active: bool = True) -> Iterator[None]:
+    """Let gradients pass all sparse coding in `module` as if it were the identity."""
+    coders = [part for part in module.modules() if active and isinstance(part, SparseCoder)]
+    before = [coder.straight_through for coder in coders]
+    try:
+        for coder in coders:
+            coder.straight_through = True
+        yield
+    finally:
+        for coder, value in zip(coders, before, strict=True):
+            coder.straight_through = value

@@ -1,0 +1,186 @@
+"""Victim and detector as one classifier."""
+
+import copy
+import math
+
+import pytest
+import torch
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from skmrr import InputDictionaryDefender, LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr.nn import DefendedClassifier, DetectorModule
+
+
+@pytest.fixture(scope="module")
+def defender(net, digits):
+    X, y = digits
+    return LatentDefender(
+        replicate(net), classifier=net, clip_values=(0, 1), max_epochs=3, random_state=0
+    ).fit(X[:1400], y[:1400])
+
+
+@pytest.fixture(scope="module")
+def dictionary(net, digits):
+    X, y = digits
+    return InputDictionaryDefender(
+        net, patch_size=4, stride=2, n_atoms=16, n_nonzero_coefs=3, n_patches=500, max_iter=3,
+        statistic="relabel", clip_values=(0, 1), random_state=0,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ensemble(net, digits, defender):
+    X, y = digits
+    members = [("latent", FrozenEstimator(defender)), ("noise", NoiseDefender(net))]
+    return MRREnsemble(net, defenders=members, clip_values=(0, 1), random_state=0).fit(X, y)
+
+
+@pytest.fixture
+def noisy(digits):
+    """Rows of which some are flagged and some are not."""
+    x = torch.as_tensor(digits[0][1400:1700])
+    generator = torch.Generator().manual_seed(0)
+    size = torch.linspace(0, 0.7, len(x))[:, None, None, None]
+    return (x + size * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", ["defender", "dictionary", "ensemble"])
+@pytest.mark.parametrize("kappa", [1e-8, 1.0, 1e4])
+def test_flags_exactly_what_the_estimator_flags(name, kappa, noisy, net, request):
+    detector = request.getfixturevalue(name)
+    network = detector.defended_classifier(security_parameter=0.2, kappa=kappa)
+    detector.set_params(security_parameter=0.2)
+    with torch.no_grad():
+        answers = network(noisy).argmax(1)
+    flagged = torch.as_tensor(detector.predict(noisy) == -1)
+    assert 10 < flagged.sum() < 290
+    assert torch.equal(answers == 10, flagged)
+    assert torch.equal(answers[~flagged], net(noisy).argmax(1)[~flagged])
+
+
+def test_sign_survives_rounding(net, noisy):
+    """An alarm far below the rounding of the logits still decides."""
+
+    class Whisper(DetectorModule):
+        def judge(self, x, classifier, labels=None):
+            sign = torch.where(torch.arange(len(x)) % 2 == 0, 1.0, -1.0).double()
+            return 1e6 * classifier(x), math.log(0.5) + 1e-12 * sign
+
+    whisper = Whisper(nn.Identity(), torch.arange(10), calibration=nn.Identity())
+    network = DefendedClassifier(net, whisper, 0.5)
+    flagged = network(noisy).argmax(1) == 10
+    assert torch.equal(flagged, torch.arange(len(noisy)) % 2 == 1)
+
+
+@pytest.mark.parametrize("name", ["defender", "dictionary", "ensemble"])
+def test_label_aware_view_is_left_iff_misclassified_and_unflagged(name, noisy, net, request):
+    detector = request.getfixturevalue(name)
+    network = detector.defended_classifier(security_parameter=0.5)
+    generator = torch.Generator().manual_seed(1)
+    labels = net(noisy).argmax(1)
+    labels[::2] = torch.randint(0, 10, labels[::2].shape, generator=generator)
+    with torch.no_grad():
+        left = network.label_aware(labels)(noisy).argmax(1) != labels
+        answers = network(noisy).argmax(1)
+    expected = (answers != labels) & (answers != 10)
+    assert torch.equal(left, expected)
+    assert 0 < left.sum() < len(left)
+
+
+def test_one_label_serves_batches_of_any_size(defender, noisy):
+    view = defender.defended_classifier().label_aware(torch.tensor(3))
+    assert view(noisy[:7]).shape == (7, 10)
+    torch.testing.assert_close(view(noisy[:7])[:2], view(noisy[:2]))
+
+
+def test_labels_of_another_batch_are_refused(defender, noisy):
+    view = defender.defended_classifier().label_aware(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="4 rows but 3 labels"):
+        view(noisy[:4])
+
+
+@pytest.mark.parametrize("name", ["defender", "dictionary", "ensemble"])
+def test_gradient_of_flagged_is_finite_not_zero_and_a_difference_quotient(name, noisy, request):
+    detector = request.getfixturevalue(name)
+    network = copy.deepcopy(detector.defended_classifier(security_parameter=0.5))
+    dtype = torch.float32 if name == "dictionary" else torch.float64  # codes are single
+    network, x = network.to(dtype), noisy[150:170].to(dtype).requires_grad_(True)
+    flagged = network(x)[:, -1]
+    (gradient,) = torch.autograd.grad(flagged.sum(), x)
+    assert torch.isfinite(gradient).all()
+    moving = gradient.flatten(1).abs().amax(1) > 0
+    assert moving.float().mean() > 0.9
+    direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+    step = 1e-3 if name == "dictionary" else 1e-7
+    with torch.no_grad():
+        ahead, behind = (network(x + s * direction)[:, -1] for s in (step, -step))
+    slope = (ahead - behind) / (2 * step)
+    expected = gradient.flatten(1).norm(dim=1)
+    close = torch.isclose(slope, expected, rtol=0.05, atol=1e-3)
+    assert close.double().mean() >= 0.75  # between two steps a fold of the network may lie
+
+
+def test_straight_through_passes_sparse_coding_as_the_identity(dictionary, noisy):
+    """Backward sees the classifier at the reconstruction, as if nothing had been coded."""
+    x = noisy[:5].clone().requires_grad_(True)
+    reconstruction = dictionary.module_.statistic.reconstruction
+    columns = torch.zeros(5, dtype=torch.int64)
+    exact = torch.autograd.grad(reconstruction(x, columns).square().sum(), x)[0]
+    network = dictionary.defended_classifier(straight_through=True)
+    coders = [m for m in network.modules() if hasattr(m, "straight_through") and m is not network]
+    for coder in coders:
+        coder.straight_through = True
+    values = reconstruction(x, columns)
+    passed = torch.autograd.grad(values.square().sum(), x)[0]
+    for coder in coders:
+        coder.straight_through = False
+    torch.testing.assert_close(values, reconstruction(x, columns))
+    torch.testing.assert_close(passed, 2 * values.detach(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(passed, exact)
+    network(x)
+    assert not any(coder.straight_through for coder in coders)
+
+
+def test_ensemble_asks_the_classifier_once(ensemble, net, noisy):
+    calls = []
+    handle = net.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        logits, _ = ensemble.defended_classifier().judge(noisy[:5])
+    finally:
+        handle.remove()
+    assert len(calls) == 1
+    torch.testing.assert_close(logits, net(noisy[:5]))
+
+
+def test_the_detector_is_asked_at_the_class_given(defender, noisy):
+    network = defender.defended_classifier(security_parameter=0.1)
+    labels = torch.full((5,), 7)
+    _, alarm = network.judge(noisy[:5], labels)
+    scores = defender.score_samples(noisy[:5], labels=labels)
+    expected = torch.log(torch.tensor(0.1, dtype=torch.float64)) - torch.as_tensor(scores)
+    torch.testing.assert_close(alarm, expected)
+
+
+def test_leaves_the_classifier_in_its_mode(digits, make_net):
+    X, y = digits
+    classifier = make_net().train()
+    detector = NoiseDefender(classifier, clip_values=(0, 1), random_state=0).fit(X, y)
+    detector.defended_classifier()
+    assert classifier.training
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"security_parameter": 1.5}, "security_parameter"), ({"kappa": 0.0}, "kappa")],
+)
+def test_bad_parameters_are_refused(defender, params, message):
+    with pytest.raises(ValueError, match=message):
+        defender.defended_classifier(**params)
+
+
+def test_without_a_classifier_there_is_nothing_to_defend(digits):
+    X, y = digits
+    detector = NoiseDefender(random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="give classifier"):
+        detector.defended_classifier()
