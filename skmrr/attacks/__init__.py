@@ -1,5 +1,28 @@
-"""Attacks in torch, batched."""
+"""Attacks in torch, batched: on a classifier, and on a classifier with its detector."""
 
-from skmrr.attacks.carlini import AttackResult, carlini_l2
+from skmrr.attacks.carlini import carlini_l2
+from skmrr.attacks.guides import Guides
+from skmrr.attacks.projected import (
+    FeatureMatchingPGD,
+    LagrangianPGD,
+    OrthogonalPGD,
+    ProjectedGradient,
+    SelectivePGD,
+    Transfer,
+)
+from skmrr.attacks.result import AttackResult, worst_case
+from skmrr.attacks.suite import adaptive_suite
 
-__all__ = ["AttackResult", "carlini_l2"]
+__all__ = [
+    "AttackResult",
+    "FeatureMatchingPGD",
+    "Guides",
+    "LagrangianPGD",
+    "OrthogonalPGD",
+    "ProjectedGradient",
+    "SelectivePGD",
+    "Transfer",
+    "adaptive_suite",
+    "carlini_l2",
+    "worst_case",
+]

@@ -1,31 +1,21 @@
-"""Carlini & Wagner's L2 attack (2017), all rows of a batch at once."""
-
-from dataclasses import dataclass
+"""Carlini & Wagner's L2 attack (2017), all rows of a batch at once, with or without a detector."""
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skmrr.attacks.guides import Guides
+from skmrr.attacks.judging import Judgement, check_attack_input, judge, victim_logits
+from skmrr.attacks.result import AttackResult, is_defended, verified
 from skmrr.nn.detector import against_best_other
 from skmrr.nn.hooks import evaluating
 
-
-@dataclass(frozen=True)
-class AttackResult:
-    """Outcome of an attack, row by row."""
-
-    adversarial: Tensor
-    """Adversarial rows, NaN where the attack failed."""
-    success: Bool[Tensor, " batch"]
-    """Where it succeeded; verified by one more pass of the network."""
-    distortion: Float[Tensor, " batch"]
-    """L2 norm of the change, infinite where the attack failed."""
+HALVINGS = 10  # of the way from a row to its guide, to begin near the boundary
 
 
 def carlini_l2(
     classifier: nn.Module,
     x: Tensor,
-    labels: Int[Tensor, " batch"],
+    labels: Tensor,
     *,
     confidence: float = 0.0,
     targeted: bool = False,
@@ -34,13 +24,17 @@ def carlini_l2(
     max_iter: int = 200,
     learning_rate: float = 0.05,
     initial_const: float = 1.0,
+    detector_weight: float = 1.0,
+    guides: Tensor | None = None,
+    restarts: int = 1,
 ) -> AttackResult:
-    """Find the smallest L2 change that the classifier is fooled by, with a margin.
+    """Find the smallest L2 change that fools the classifier, with a margin, and goes unflagged.
 
     Parameters
     ----------
     classifier : nn.Module
-        Returns logits of shape (batch, classes).
+        Returns logits of shape (batch, classes). Of a `skmrr.nn.DefendedClassifier` the detector is
+        attacked with the victim: one weight c multiplies both terms, and rises until both are met.
     x : Tensor of shape (batch, …)
         Rows to change, within `clip_values`.
     labels : Tensor of shape (batch,)
@@ -52,22 +46,35 @@ def carlini_l2(
     clip_values : tuple of float, default=(0, 1)
         Range of the rows.
     search_steps : int, default=6
-        Steps of the search, per row, for the weight c of the classifier's term.
+        Steps of the search, per row, for the weight c.
     max_iter : int, default=200
         Steps of Adam for each weight.
     learning_rate : float, default=0.05
         Step size of Adam, in the tanh space.
     initial_const : float, default=1.0
         First weight c.
+    detector_weight : float, default=1.0
+        Weight of the detector's term beside the victim's.
+    guides : Tensor of shape (n, …), optional
+        Clean rows. With them a search also starts from the way to the nearest one that is taken for
+        another class (with `targeted`, for the target), where that way meets the boundary.
+    restarts : int, default=1
+        How many such guides to start from, the nearest first.
 
     Returns
     -------
     AttackResult
 
+    Raises
+    ------
+    ValueError
+        If rows or labels do not fit.
+
     References
     ----------
     N. Carlini, D. Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017:
-    objective f₆ of section V-A, change of variable of section V-B.
+    objective f₆ of section V-A, change of variable of section V-B. The same, "Adversarial Examples
+    Are Not Easily Detected", AISec 2017, for the detector's term.
 
     Examples
     --------
@@ -83,45 +90,112 @@ def carlini_l2(
     >>> net(result.adversarial).argmax(1) != net(x).argmax(1)
     tensor([True, True])
     """
-    low, high = clip_values
-    squashed = (2 * (x - low) / (high - low) - 1).clamp(-1 + 1e-6, 1 - 1e-6)
-    start = torch.atanh(squashed)
-    const = x.new_full((len(x),), initial_const)
-    lower, upper = torch.zeros_like(const), torch.full_like(const, torch.inf)
-    best = x.new_full(x.shape, torch.nan)
-    best_distortion = torch.full_like(const, torch.inf)
-    sign = 1.0 if targeted else -1.0
-
+    check_attack_input(x, labels, clip_values)
+    search = _Search(classifier, x, labels, targeted, confidence, clip_values, detector_weight)
     with evaluating(classifier):
+        starts = [x]
+        if guides is not None:
+            bank = Guides(classifier, guides)
+            starts += [search.boundary(_guide(bank, search, k)) for k in range(restarts)]
+        for start in starts:
+            search.run(start, search_steps, max_iter, learning_rate, initial_const)
+        return verified(classifier, x, search.best, labels, norm=2.0, targeted=targeted)
+
+
+class _Search:
+    """The nearest success so far of each row, and the search for nearer ones."""
+
+    def __init__(self, network, x, labels, targeted, confidence, clip_values, detector_weight):
+        self.network, self.x, self.labels, self.targeted = network, x, labels, targeted
+        self.confidence, self.detector_weight = confidence, detector_weight
+        self.low, self.high = clip_values
+        self.best = torch.full_like(x, torch.nan)
+        self.best_distortion = x.new_full((len(x),), torch.inf)
+
+    def run(self, start: Tensor, search_steps, max_iter, learning_rate, initial_const) -> None:
+        """Descend from `start` under weights c that are searched for, row by row."""
+        const = self.x.new_full((len(self.x),), initial_const)
+        lower, upper = torch.zeros_like(const), torch.full_like(const, torch.inf)
         for _ in range(search_steps):
-            w = start.clone().requires_grad_(True)
+            w = self._squash(start).requires_grad_(True)
             optimizer = torch.optim.Adam([w], lr=learning_rate)
-            fooled_once = torch.zeros_like(const, dtype=torch.bool)
+            succeeded = torch.zeros_like(const, dtype=torch.bool)
             for _ in range(max_iter):
-                candidate = (torch.tanh(w) + 1) / 2 * (high - low) + low
-                lead = against_best_other(classifier(candidate)).gather(1, labels[:, None])[:, 0]
-                gap = (sign * lead + confidence).clamp_min(0)  # f₆: zero once fooled with margin κ
-                squared = (candidate - x).flatten(1).square().sum(1)
+                candidate = (torch.tanh(w) + 1) / 2 * (self.high - self.low) + self.low
+                gap, success = self._gap(candidate)
+                squared = (candidate - self.x).flatten(1).square().sum(1)
                 with torch.no_grad():
-                    fooled = gap <= 0
-                    fooled_once |= fooled
-                    better = fooled & (squared.sqrt() < best_distortion)
-                    best_distortion[better] = squared[better].sqrt()
-                    best[better] = candidate[better]
+                    succeeded |= success
+                    self._keep(candidate, squared.sqrt(), success)
                 (gradient,) = torch.autograd.grad((squared + const * gap).sum(), w)
                 w.grad = gradient
                 optimizer.step()
-            upper = torch.where(fooled_once, torch.minimum(upper, const), upper)
-            lower = torch.where(fooled_once, lower, torch.maximum(lower, const))
+            upper = torch.where(succeeded, torch.minimum(upper, const), upper)
+            lower = torch.where(succeeded, lower, torch.maximum(lower, const))
             const = torch.where(upper.isinf(), const * 10, (lower + upper) / 2)
-        return _verified(classifier, best, best_distortion, labels, targeted)
+
+    @torch.no_grad()
+    def boundary(self, guide: Tensor) -> Tensor:
+        """Point on the way from each row to its guide behind which the guide's answer holds."""
+        near, far = torch.zeros_like(self.best_distortion), torch.ones_like(self.best_distortion)
+        for _ in range(HALVINGS):
+            middle = (near + far) / 2
+            point = torch.lerp(self.x, guide, _like(middle, guide))
+            success = self._gap(point)[1]
+            near, far = torch.where(success, near, middle), torch.where(success, middle, far)
+        point = torch.lerp(self.x, guide, _like(far, guide))
+        distance = (point - self.x).flatten(1).norm(dim=1)
+        self._keep(point, distance, self._gap(point)[1])
+        return point
+
+    def _gap(self, candidate: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much a candidate fails, and whether it succeeds."""
+        lead, alarm = self._judge(candidate)
+        gap = (self.confidence - lead).clamp_min(0)  # f₆: zero once fooled with margin κ
+        success = (gap <= 0) & (lead > 0) & (alarm <= 0)
+        if alarm.requires_grad or is_defended(self.network):
+            gap = gap + self.detector_weight * alarm.clamp_min(0)
+        return gap, success
+
+    def _judge(self, candidate: Tensor) -> Judgement:
+        if self.targeted:
+            return judge(self.network, candidate, self.labels)
+        if is_defended(self.network):
+            # The detector is asked about the likeliest wrong class, where the row is to end.
+            with torch.no_grad():
+                logits = victim_logits(self.network, candidate)
+                wrong = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(1)
+            return judge(self.network, candidate, wrong)
+        logits = self.network(candidate)
+        lead = against_best_other(logits).gather(1, self.labels[:, None])[:, 0]
+        return Judgement(lead, torch.full_like(lead, -1.0))
+
+    def _keep(self, candidate: Tensor, distortion: Tensor, success: Tensor) -> None:
+        better = success & (distortion < self.best_distortion)
+        self.best_distortion[better] = distortion[better].to(self.best_distortion)
+        self.best[better] = candidate.detach()[better]
+
+    def _squash(self, x: Tensor) -> Tensor:
+        share = 2 * (x - self.low) / (self.high - self.low) - 1
+        return torch.atanh(share.clamp(-1 + 1e-6, 1 - 1e-6))
 
 
-def _verified(classifier, best, distortion, labels, targeted) -> AttackResult:
-    """Ask the network once more instead of trusting the search."""
-    success = distortion.isfinite()
-    with torch.no_grad():
-        hit = classifier(torch.nan_to_num(best)).argmax(1) == labels
-    success &= hit if targeted else ~hit
-    best[~success] = torch.nan
-    return AttackResult(best, success, torch.where(success, distortion, torch.inf))
+def _guide(bank: Guides, search: _Search, rank: int) -> Tensor:
+    """Nearest guide of each row's target or, untargeted, of any class but its own."""
+    x, labels = search.x, search.labels
+    if search.targeted:
+        return bank.nearest(x, labels, rank)
+    classes = bank.classes.unique()
+    best = torch.full_like(x, torch.nan)
+    distance = x.new_full((len(x),), torch.inf)
+    for c in classes.tolist():
+        rows = torch.nonzero(labels != c)[:, 0]
+        guide = bank.nearest(x[rows], torch.full_like(rows, c), rank)
+        length = (guide - x[rows]).flatten(1).norm(dim=1)
+        nearer = length < distance[rows]
+        best[rows[nearer]], distance[rows[nearer]] = guide[nearer], length[nearer]
+    return best
+
+
+def _like(per_row: Tensor, x: Tensor) -> Tensor:
+    return per_row.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,84 @@
+"""How far rows are from being taken for a class, unflagged: what adaptive attacks descend on."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from skmrr.attacks.result import is_defended
+from skmrr.nn.detector import against_best_other
+from skmrr.nn.rows import check_values
+
+
+class Judgement(NamedTuple):
+    """A network's word on rows that are to be taken for a class each."""
+
+    lead: Float[Tensor, " batch"]
+    """Logit of that class minus the largest other one: positive where the victim is fooled."""
+    alarm: Float[Tensor, " batch"]
+    """log SP − score at that class: positive where the detector flags it."""
+
+    @property
+    def success(self) -> Tensor:
+        """Where the victim is fooled and nothing is flagged."""
+        return (self.lead > 0) & (self.alarm <= 0)
+
+
+def judge(network: nn.Module, x: Tensor, targets: Int[Tensor, " batch"]) -> Judgement:
+    """Judge rows at the classes they are to be taken for.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A `skmrr.nn.DefendedClassifier`, or any classifier, which flags nothing.
+    x : Tensor of shape (batch, …)
+        Rows.
+    targets : Tensor of shape (batch,)
+        The classes.
+    """
+    if is_defended(network):
+        logits, alarm = network.judge(x, targets)
+    else:
+        logits = network(x)
+        alarm = torch.full_like(logits[:, 0], -1.0)
+    return Judgement(-against_best_other(logits).gather(1, targets[:, None])[:, 0], alarm)
+
+
+def victim_logits(network: nn.Module, x: Tensor, batch_size: int = 512) -> Float[Tensor, "b c"]:
+    """Logits of the classifier alone, without gradients."""
+    classifier = network.classifier if is_defended(network) else network
+    with torch.no_grad():
+        return torch.cat([classifier(part) for part in x.split(batch_size)])
+
+
+def wrong_classes(
+    network: nn.Module, x: Tensor, labels: Int[Tensor, " batch"], n_targets: int | None
+) -> Int[Tensor, "batch targets"]:
+    """Classes other than the true one, those the victim finds likeliest first."""
+    logits = victim_logits(network, x)
+    order = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+    return order[:, : min(n_targets or order.shape[1], order.shape[1] - 1)]
+
+
+def check_attack_input(x: Tensor, labels: Tensor, clip_values: tuple) -> None:
+    """Raise an error that names the cure if rows or labels cannot be attacked.
+
+    Raises
+    ------
+    ValueError
+        If there is no row, a value is not finite or outside `clip_values`, or `labels` do not fit.
+    TypeError
+        If `x` or `labels` is no tensor of floats or integers.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(
+            "x must be a floating-point tensor: torch.as_tensor(X, dtype=torch.float32)."
+        )
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        raise TypeError("labels must be an integer tensor: torch.as_tensor(y).")
+    if len(x) == 0:
+        raise ValueError("x holds no row.")
+    if labels.shape != (len(x),):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, but x has {len(x)} rows.")
+    check_values(x, clip_values)

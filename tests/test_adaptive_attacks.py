@@ -1,0 +1,318 @@
+"""Attacks on a classifier together with its detector."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skmrr import LatentDefender, NoiseDefender, replicate
+from skmrr.attacks import (
+    AttackResult,
+    FeatureMatchingPGD,
+    Guides,
+    LagrangianPGD,
+    OrthogonalPGD,
+    SelectivePGD,
+    Transfer,
+    adaptive_suite,
+    carlini_l2,
+    worst_case,
+)
+from skmrr.attacks.projected import textured_pixels
+
+SP = 0.05
+ATTACKS = {
+    "Lagrangian": LagrangianPGD(steps=20),
+    "Lagrangian, guide": LagrangianPGD(steps=20, start="guide", weights=(1.0,)),
+    "selective": SelectivePGD(steps=20),
+    "selective, clean": SelectivePGD(steps=20, start="clean"),
+    "orthogonal": OrthogonalPGD(steps=20),
+    "features": FeatureMatchingPGD(steps=20, start="guide"),
+    "selective, textured": SelectivePGD(steps=20, textured=True),
+    "selective, L2": SelectivePGD(steps=20, norm="l2"),
+    "Lagrangian, L2": LagrangianPGD(steps=20, norm="l2", start="guide"),
+}
+
+
+@pytest.fixture(scope="module")
+def defender(net, digits):
+    X, y = digits
+    return LatentDefender(
+        replicate(net), classifier=net, clip_values=(0, 1), exploration_radius=0.1, max_epochs=5,
+        security_parameter=SP, random_state=0,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network(defender):
+    return defender.defended_classifier()
+
+
+@pytest.fixture(scope="module")
+def rows(net, digits):
+    """(x, labels) of forty rows that the classifier takes for what they are."""
+    x, labels = (torch.as_tensor(part[1400:1450]) for part in digits)
+    right = net(x).argmax(1) == labels
+    return x[right][:40], labels[right][:40]
+
+
+@pytest.fixture(scope="module")
+def guides(digits):
+    return torch.as_tensor(digits[0][:500])
+
+
+def eps_of(attack):
+    return 0.25 if attack.norm == "linf" else 1.5
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_success_is_what_the_estimator_says(name, network, defender, rows, guides):
+    attack, (x, labels) = ATTACKS[name], rows
+    result = attack(network, x, labels, eps=eps_of(attack), guides=guides)
+    assert result.success.sum() > 0
+    hit = result.adversarial[result.success]
+    assert (defender.classify(hit) != -1).all()
+    assert (defender.classify(hit) != labels[result.success].numpy()).all()
+    assert result.adversarial[~result.success].isnan().all()
+    assert result.distortion[~result.success].isinf().all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_stays_in_the_ball_and_the_range(name, network, rows, guides):
+    attack, (x, labels) = ATTACKS[name], rows
+    eps = eps_of(attack)
+    result = attack(network, x, labels, eps=eps, guides=guides, clip_values=(0.0, 1.0))
+    hit, change = result.adversarial[result.success], (result.adversarial - x)[result.success]
+    assert hit.min() >= 0
+    assert hit.max() <= 1
+    order = math.inf if attack.norm == "linf" else 2
+    norms = torch.linalg.vector_norm(change.flatten(1), order, dim=1)
+    assert norms.max() <= eps * (1 + 1e-5)
+    torch.testing.assert_close(norms, result.distortion[result.success])
+
+
+def test_batch_size_and_other_rows_change_nothing(network, rows):
+    x, labels = rows
+    attack = SelectivePGD(steps=10, start="clean")
+    whole = attack(network, x, labels, eps=0.2)
+    small = dataclasses.replace(attack, batch_size=7)(network, x, labels, eps=0.2)
+    half = attack(network, x[10:30], labels[10:30], eps=0.2)
+    assert torch.equal(whole.success, small.success)
+    assert torch.equal(whole.success[10:30], half.success)
+    torch.testing.assert_close(whole.adversarial, small.adversarial, equal_nan=True)
+
+
+def test_the_seed_decides(network, rows):
+    x, labels = rows
+    one, same = (SelectivePGD(steps=3)(network, x, labels, eps=0.2) for _ in range(2))
+    other = SelectivePGD(steps=3, random_state=1)(network, x, labels, eps=0.2)
+    torch.testing.assert_close(one.adversarial, same.adversarial, equal_nan=True)
+    both = one.success & other.success
+    assert not torch.equal(one.adversarial[both], other.adversarial[both])
+
+
+def test_more_steps_and_larger_balls_break_more(network, rows, guides):
+    x, labels = rows
+    attack = LagrangianPGD(steps=40, start="guide", weights=(1.0,))
+    results = [attack(network, x, labels, eps=eps, guides=guides) for eps in (0.05, 0.2, 1.0)]
+    rates = [float(result.success.double().mean()) for result in results]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+    assert rates[0] < 1.0
+
+
+def test_every_target_is_tried(net):
+    """Only class 2 can be reached without an alarm; it is the least likely one."""
+
+    class OnlyTwo(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = nn.Identity()
+
+        def judge(self, x, labels=None):
+            labels = x.argmax(1) if labels is None else labels
+            return x, torch.where(labels == 2, -1.0, 1.0).to(x) + 0 * x.sum(1)
+
+        def forward(self, x):
+            alarm = self.judge(x)[1]
+            return torch.cat([x, (x.amax(1) + alarm)[:, None]], dim=1)
+
+    x, labels = torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([0])
+    assert SelectivePGD(steps=30)(OnlyTwo(), x, labels, eps=0.5).success.all()
+    assert not SelectivePGD(steps=30, n_targets=1)(OnlyTwo(), x, labels, eps=0.5).success.any()
+
+
+def test_orthogonal_step_leaves_the_other_term_alone(network, rows):
+    from skmrr.attacks.judging import judge
+
+    x, labels = rows
+    x = x.clone().requires_grad_(True)
+    judgement = judge(network, x, (labels + 1) % 10)
+    step = OrthogonalPGD().gradient(network, x, judgement, None, 0)
+    again = judge(network, x, (labels + 1) % 10)
+    fool = torch.autograd.grad(again.lead.sum(), x, retain_graph=True)[0]
+    silence = torch.autograd.grad(again.alarm.sum(), x)[0]
+    fooled = (again.lead > 0)[:, None, None, None]
+    other = torch.where(fooled, fool, silence).flatten(1)
+    cosine = nn.functional.cosine_similarity(step.flatten(1), other)
+    assert cosine.abs().max() < 1e-4
+
+
+def test_textured_leaves_quiet_pixels_alone(network, rows):
+    x, labels = rows
+    result = SelectivePGD(steps=20, textured=True)(network, x, labels, eps=0.3)
+    quiet = textured_pixels(x) == 0
+    assert quiet.any()
+    hit = result.success
+    assert torch.equal(result.adversarial[hit][quiet[hit]], x[hit][quiet[hit]])
+
+
+def test_noise_that_is_heard_everywhere_is_not_heard_in_texture(net, rows, digits, guides):
+    """Where a filter flags all dense noise, attacks on texture alone still pass."""
+    X, y = digits
+    noise = NoiseDefender(net, clip_values=(0, 1), security_parameter=SP, random_state=0)
+    network = noise.fit(X[:1400], y[:1400]).defended_classifier()
+    x, labels = rows
+    attack = SelectivePGD(steps=20, start="clean")
+    textured = dataclasses.replace(attack, textured=True)
+    assert textured(network, x, labels, eps=0.4).success.double().mean() > 0.5
+
+
+def test_a_row_that_is_lost_already_needs_no_search(network, net, digits):
+    x = torch.as_tensor(digits[0][1400:1450])
+    wrong = (net(x).argmax(1) + 1) % 10
+    accepted = network(x).argmax(1) < 10
+    result = SelectivePGD(steps=1, start="clean")(network, x[accepted], wrong[accepted], eps=0.01)
+    assert result.success.all()
+    assert (result.distortion == 0).all()
+
+
+def test_guides_are_accepted_and_nearest(network, guides, rows):
+    bank = Guides(network, guides)
+    assert (network(bank.x).argmax(1) == bank.classes).all()
+    x, labels = rows
+    targets = (labels + 1) % 10
+    distances = torch.cdist(x.flatten(1), bank.x.flatten(1))
+    distances[bank.classes[None] != targets[:, None]] = torch.inf
+    for rank in (0, 3):
+        nearest = (x - bank.nearest(x, targets, rank)).flatten(1).norm(dim=1)
+        expected = distances.sort(1).values[:, rank]
+        torch.testing.assert_close(nearest, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_carlini_pays_for_the_detector(network, net, defender, rows, guides):
+    x, labels = rows
+    params = {"search_steps": 4, "max_iter": 50}
+    alone = carlini_l2(net, x, labels, **params)
+    both = carlini_l2(network, x, labels, guides=guides, **params)
+    assert alone.success.all()
+    assert both.success.all()
+    assert (defender.classify(both.adversarial) != -1).all()
+    assert (defender.classify(both.adversarial) != labels.numpy()).all()
+    assert (both.distortion / alone.distortion).median() > 1.02
+
+
+def test_guides_never_lengthen_carlini(network, rows, guides):
+    x, labels = rows
+    params = {"search_steps": 2, "max_iter": 30}
+    without = carlini_l2(network, x, labels, **params).distortion
+    with_guides = carlini_l2(network, x, labels, guides=guides, restarts=2, **params).distortion
+    assert (with_guides <= without + 1e-5).all()
+
+
+def test_carlini_reaches_targets_unflagged(network, defender, rows):
+    x, labels = rows
+    goal = (labels + 1) % 10
+    result = carlini_l2(network, x, goal, targeted=True, search_steps=4, max_iter=80)
+    assert result.success.double().mean() > 0.8
+    hit = result.adversarial[result.success]
+    assert (defender.classify(hit) == goal[result.success].numpy()).all()
+
+
+def test_worst_case_takes_the_nearest_success():
+    nan, inf = torch.nan, torch.inf
+    one = AttackResult(
+        torch.tensor([[1.0], [nan], [3.0]]),
+        torch.tensor([1, 0, 1]).bool(),
+        torch.tensor([1, inf, 3]),
+    )
+    other = AttackResult(
+        torch.tensor([[9.0], [nan], [2.0]]),
+        torch.tensor([1, 0, 1]).bool(),
+        torch.tensor([9, inf, 2]),
+    )
+    worst = worst_case([one, other])
+    np.testing.assert_array_equal(worst.adversarial.numpy(), [[1.0], [nan], [2.0]])
+    assert worst.success.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="at least one"):
+        worst_case([])
+
+
+def test_transfer_counts_only_what_holds_on_the_network(network, net, rows, defender):
+    x, labels = rows
+    attack = SelectivePGD(steps=10, start="clean")
+    alone = attack(net, x, labels, eps=0.5)
+    result = Transfer(net, attack)(network, x, labels, eps=0.5)
+    assert 0 < result.success.sum() < alone.success.sum()
+    hit = result.adversarial[result.success]
+    torch.testing.assert_close(hit, alone.adversarial[result.success])
+    assert (defender.classify(hit) != -1).all()
+
+
+@pytest.mark.parametrize("attack", [SelectivePGD(steps=3), LagrangianPGD(steps=3)])
+def test_leaves_networks_as_they_were(attack, digits, make_net):
+    net = make_net().train()
+    before = [p.clone() for p in net.parameters()]
+    x = torch.as_tensor(digits[0][:5])
+    attack(net, x, net(x).argmax(1), eps=0.1)
+    assert net.training
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.full((2, 1, 8, 8), torch.nan)}, ValueError, "NaN"),
+        ({"x": torch.full((2, 1, 8, 8), 3.0)}, ValueError, "clip_values"),
+        ({"x": torch.zeros(0, 1, 8, 8)}, ValueError, "no row"),
+        ({"x": torch.zeros(2, 1, 8, 8, dtype=torch.int64)}, TypeError, "floating-point"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, "2 rows"),
+        ({"labels": torch.zeros(2)}, TypeError, "integer"),
+        ({"eps": 0.0}, ValueError, "positive"),
+    ],
+)
+def test_bad_input_is_refused(net, change, error, message):
+    call = {"x": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2, dtype=torch.int64), "eps": 0.1}
+    call |= change
+    with pytest.raises(error, match=message):
+        SelectivePGD(steps=1)(net, call["x"], call["labels"], eps=call["eps"])
+
+
+@pytest.mark.parametrize(
+    "params", [{"start": "there"}, {"norm": "l7"}, {"steps": 0}, {"momentum": 1.0}]
+)
+def test_bad_settings_are_refused(params):
+    with pytest.raises(ValueError, match="must be"):
+        SelectivePGD(**params)
+
+
+def test_guides_are_asked_for(net, rows):
+    with pytest.raises(ValueError, match="clean rows"):
+        SelectivePGD(start="guide")(net, *rows, eps=0.1)
+
+
+def test_suite_has_every_kind():
+    suite = adaptive_suite(steps=7, textured=True)
+    assert {type(a).__name__ for a in suite.values()} == {
+        "LagrangianPGD",
+        "SelectivePGD",
+        "OrthogonalPGD",
+        "FeatureMatchingPGD",
+    }
+    assert {a.steps for a in suite.values()} == {7}
+    assert sum(a.textured for a in suite.values()) == len(suite) / 2
