@@ -14,9 +14,10 @@ from skmrr.base import BaseDetector
 from skmrr.nn import densities
 from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.detector import LatentStatistic
-from skmrr.nn.exploration import Explorer
+from skmrr.nn.exploration import Explorer, IntervalExplorer
 from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
 from skmrr.nn.inference import noise_tolerance
+from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
 from skmrr.nn.realignment import Realigner
 from skmrr.nn.replica import CosineMap, LatentMap, class_means
 
@@ -44,18 +45,21 @@ class LatentDefender(BaseDetector):
         distance to the class mean in one PCA subspace.
     n_components : int or float, default=0.99
         Dimension of the subspace of ``ppca`` and ``distance``, or the share of variance it keeps.
-    statistic : {"auto", "margin", "contrast", "likelihood"}, default="auto"
+    statistic : {"auto", "margin", "contrast", "likelihood", "certified"}, default="auto"
         How a row is judged under the classifier's label ŷ. ``margin``: max_{c≠ŷ} z_c − z_ŷ of the
         map's own logits z. ``contrast``: the same difference of log-densities. ``likelihood``:
-        −log p(φ | ŷ), the published method. ``auto``: the margin, or with a single class the
-        likelihood.
+        −log p(φ | ŷ), the published method. ``certified``: an upper bound of the margin over a
+        whole ball around the row, which no attack gets around; it needs an `exploration_radius`
+        and a `module` of plain layers, of which a fresh copy is trained by such bounds instead of
+        a search for worst points. ``auto``: the margin, or with a single class the likelihood.
     realign : bool, default=True
         Whether to fine-tune the map. Without, the density alone is fitted. A single class leaves
         nothing to realign.
     clustering : {"paper", "program"}, default="paper"
         Clustering loss of the text, or of the authors' released program.
     gamma : float, default=0.01
-        Weight γ of the clustering loss beside the cross-entropy.
+        Weight γ of the clustering loss beside the cross-entropy. ``statistic="certified"``, which
+        looks at logits alone, is trained without.
     exploration_radius : "auto" or float, default=0.0
         Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
         the map is also trained on the point where it is worst. ``"auto"`` is the size of ±ε noise
@@ -64,6 +68,9 @@ class LatentDefender(BaseDetector):
         of the training rows.
     exploration_steps : int, default=2
         Steps of gradient ascent that look for that point.
+    certified_radius : "auto" or float, default="auto"
+        Radius of the ball of ``statistic="certified"``; ``"auto"`` is half of
+        `exploration_radius`.
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``. Exploration stays in it; other values raise an error.
     max_epochs : int, default=20
@@ -135,12 +142,13 @@ class LatentDefender(BaseDetector):
             Interval(Integral, 1, None, closed="left"),
             Interval(Real, 0, 1, closed="neither"),
         ],
-        "statistic": [StrOptions({"auto", "margin", "contrast", "likelihood"})],
+        "statistic": [StrOptions({"auto", "margin", "contrast", "likelihood", "certified"})],
         "realign": ["boolean"],
         "clustering": [StrOptions({"paper", "program"})],
         "gamma": [Interval(Real, 0, None, closed="left")],
         "exploration_radius": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
+        "certified_radius": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
@@ -164,6 +172,7 @@ class LatentDefender(BaseDetector):
         gamma=0.01,
         exploration_radius=0.0,
         exploration_steps=2,
+        certified_radius="auto",
         clip_values=None,
         max_epochs=20,
         learning_rate=1e-3,
@@ -190,6 +199,7 @@ class LatentDefender(BaseDetector):
         self.gamma = gamma
         self.exploration_radius = exploration_radius
         self.exploration_steps = exploration_steps
+        self.certified_radius = certified_radius
         self.clip_values = clip_values
         self.max_epochs = max_epochs
         self.learning_rate = learning_rate
@@ -209,16 +219,26 @@ class LatentDefender(BaseDetector):
     def _fit_statistic(self, rows, columns, train, random_state):
         self.statistic_ = self._resolve_statistic()
         self.exploration_radius_ = self._resolve_radius(rows, train, random_state)
+        if self.statistic_ == "certified" and not (self.exploration_radius_ and self.realign):
+            raise ValueError(
+                "statistic='certified' bounds a ball that the map was trained on: give "
+                "exploration_radius=…, and leave realign=True."
+            )
         device = resolve_device(self.device, self.module)
         sample = _balanced_sample(train, columns, random_state)
         x, classes = rows.take(sample), torch.as_tensor(columns[sample], device=device)
-        latent_map = self._initial_map(x, classes, device)
+        latent_map = self._initial_map(x, classes, device, random_state)
         self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         if self.realign and len(self.classes_) > 1:
             with evaluating(latent_map), torch.no_grad():
                 features = latent_map(as_input(x, latent_map, device))
             centres = class_means(features, classes, len(self.classes_))
             self.history_ = self._realign(latent_map, centres, rows, columns, train, random_state)
+        if self.statistic_ == "certified":
+            radius = self.certified_radius
+            radius = self.exploration_radius_ / 2 if radius == "auto" else radius
+            interval_map = cast(IntervalMap, latent_map.requires_grad_(False))
+            return CertifiedStatistic(interval_map, radius, self.clip_values)
         density = None
         if self.statistic_ != "margin":
             density = self._fit_density(latent_map, rows, columns, train)
@@ -227,7 +247,7 @@ class LatentDefender(BaseDetector):
     def _resolve_statistic(self) -> str:
         if len(self.classes_) > 1:
             return "margin" if self.statistic == "auto" else self.statistic
-        if self.statistic in ("margin", "contrast"):
+        if self.statistic in ("margin", "contrast", "certified"):
             raise ValueError(
                 f"statistic={self.statistic!r} compares classes, but the training rows are all of "
                 "one class; give y with two classes at least, or use statistic='likelihood'."
@@ -250,10 +270,10 @@ class LatentDefender(BaseDetector):
             generator=torch.Generator().manual_seed(random_state.randint(2**31 - 1)),
         )
 
-    def _initial_map(self, x, classes, device) -> LatentMap:
+    def _initial_map(self, x, classes, device, random_state) -> LatentMap:
         """Untrained latent map of the right size on `device`, or the last one (`warm_start`)."""
         if self.warm_start and hasattr(self, "module_"):
-            fitted = cast(LatentStatistic, self.module_.statistic)
+            fitted = cast(LatentStatistic | CertifiedStatistic, self.module_.statistic)
             if not np.array_equal(self.module_.classes.cpu(), self.classes_):
                 raise ValueError(
                     f"warm_start goes on from classes {self.module_.classes.tolist()}, but the "
@@ -261,8 +281,8 @@ class LatentDefender(BaseDetector):
                 )
             return copy.deepcopy(fitted.latent_map).requires_grad_(True)
         n_classes = len(self.classes_)
-        if isinstance(self.module, LatentMap):
-            latent_map = copy.deepcopy(self.module)
+        if self.statistic_ == "certified" or isinstance(self.module, LatentMap):
+            latent_map = self._copied_map(random_state)
             if self.classes_[-1] != n_classes - 1:
                 raise ValueError(
                     f"The rows are of classes {self.classes_.tolist()}, but the replica numbers "
@@ -280,19 +300,33 @@ class LatentDefender(BaseDetector):
             latent_map.initialise(as_input(x, latent_map, device), classes, n_classes)
         return latent_map
 
+    def _copied_map(self, random_state) -> LatentMap:
+        if self.statistic_ != "certified" or isinstance(self.module, IntervalMap):
+            return copy.deepcopy(self.module)
+        if self.module is None or isinstance(self.module, LatentMap):
+            kind = "none" if self.module is None else type(self.module).__name__
+            raise ValueError(
+                f"statistic='certified' needs module=…, a network of plain layers from rows to "
+                f"logits (such as a small classifier, untrained); got {kind}."
+            )
+        generator = torch.Generator().manual_seed(random_state.randint(np.iinfo(np.int32).max))
+        return IntervalMap(self.module, generator)
+
     def _realign(self, latent_map, centres, rows, columns, train, random_state):
         held_out = train[:0]
         if self.early_stopping:
             train, held_out = train_test_split(
                 train, test_size=self.validation_fraction, random_state=random_state
             )
-        explorer = None
-        if self.exploration_radius_ > 0:
+        explorer: Explorer | IntervalExplorer | None = None
+        if self.statistic_ == "certified":
+            explorer = IntervalExplorer(self.exploration_radius_, self.clip_values)
+        elif self.exploration_radius_ > 0:
             explorer = Explorer(self.exploration_radius_, self.exploration_steps, self.clip_values)
         realigner = Realigner(
             latent_map,
             centres,
-            gamma=self.gamma,
+            gamma=0.0 if self.statistic_ == "certified" else self.gamma,
             clustering=self.clustering,
             explorer=explorer,
             learning_rate=self.learning_rate,

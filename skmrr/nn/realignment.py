@@ -7,6 +7,7 @@ the rows is this package's addition.
 import copy
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from skmrr.nn.exploration import RAMP, Explorer
+from skmrr.nn.exploration import INTERVAL_RAMP, RAMP, Explorer, IntervalExplorer
 from skmrr.nn.hooks import as_input, evaluating, module_device
+from skmrr.nn.intervals import IntervalMap
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
 
@@ -80,7 +82,7 @@ class Realigner:
         *,
         gamma: float,
         clustering: str,
-        explorer: Explorer | None,
+        explorer: Explorer | IntervalExplorer | None,
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
@@ -121,12 +123,14 @@ class Realigner:
         """
         history: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         self.n_steps = self.max_epochs * -(-len(train) // self.batch_size)
+        schedule = _held if isinstance(self.explorer, IntervalExplorer) else _one_cycle
         # torch's own OneCycleLR divides by zero in trainings of a few steps.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _one_cycle((step + 0.5) / self.n_steps)
+            self.optimizer, lambda step: schedule((step + 0.5) / self.n_steps)
         )
         # Of each row, its last worst point minus the row.
-        self.offsets = torch.zeros(len(rows) if self.explorer else 0, *rows.shape)
+        n_offsets = len(rows) if isinstance(self.explorer, Explorer) else 0
+        self.offsets = torch.zeros(n_offsets, *rows.shape)
         shuffle = np.random.RandomState(seed)
         best = None
         with (
@@ -168,11 +172,15 @@ class Realigner:
 
     def _step(self, x, classes, indices):
         """Train on one batch, and on its worst points; return the loss before the step."""
-        if self.explorer is not None:
+        if isinstance(self.explorer, Explorer):
             explored = self._explore(self.explorer, x, classes, indices)
             x, classes = torch.cat([x, explored]), classes.repeat(2)
         _train_without_dropout(self.latent_map)
         loss = self._loss(x, classes)
+        if isinstance(self.explorer, IntervalExplorer):
+            progress = self.schedule.last_epoch / self.n_steps
+            interval_map = cast(IntervalMap, self.latent_map)
+            loss = self.explorer.mix(loss, interval_map, x, classes, progress)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -210,6 +218,13 @@ def _one_cycle(progress: float) -> float:
     if progress < 0.2:
         return progress / 0.2
     return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
+
+
+def _held(progress: float) -> float:
+    """Learning rate as a share of its peak: held while the balls grow, then down along a cosine."""
+    if progress < INTERVAL_RAMP:
+        return min(1.0, progress / 0.02)
+    return 0.5 * (1 + math.cos(math.pi * (progress - INTERVAL_RAMP) / (1 - INTERVAL_RAMP)))
 
 
 def _train_without_dropout(module: nn.Module) -> None:

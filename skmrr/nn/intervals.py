@@ -1,0 +1,280 @@
+"""Bounds on a network's output over a whole ball, by interval arithmetic.
+
+Gowal et al. ("On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust
+Models", 2018) train classifiers with these bounds. Here a *detector* is trained and read by them:
+no point that an attacker may choose escapes them, so what they rule out needs no attack to test.
+"""
+
+import copy
+import math
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, symbolic_trace
+from torch.nn import functional
+
+from skmrr.nn.replica import LatentMap
+
+
+class Interval(NamedTuple):
+    """All values within ``radius`` of ``centre``, entry by entry."""
+
+    centre: Tensor
+    radius: Tensor
+
+
+class IntervalMap(LatentMap):
+    """A network whose logits can be bounded over a ball around each row.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Rows → logits, ending in a linear layer. Its architecture is copied, but new weights are
+        drawn, as bounds of a network trained otherwise say nothing.
+    generator : torch.Generator, optional
+        Source of the weights.
+
+    Raises
+    ------
+    TypeError
+        If it does not end in a linear layer, or cannot be traced by ``torch.fx``.
+    """
+
+    def __init__(self, network: nn.Module, generator: torch.Generator | None = None):
+        super().__init__()
+        try:
+            traced = symbolic_trace(copy.deepcopy(network))
+        except Exception as error:
+            raise TypeError(f"The network cannot be traced by torch.fx: {error}") from error
+        graph = traced.graph
+        output = next(node for node in graph.nodes if node.op == "output")
+        last = output.args[0]
+        head = traced.get_submodule(last.target) if last.op == "call_module" else None
+        if not isinstance(head, nn.Linear):
+            raise TypeError("The network must end in a linear layer, which gives the logits.")
+        self.head = head
+        output.args = (last.args[0],)
+        graph.erase_node(last)
+        traced.delete_all_unused_submodules()
+        traced.recompile()
+        self.body: GraphModule = traced
+        self._draw_weights(generator)
+
+    def features_and_logits(self, x):
+        """Run the network; φ(x) is the normalised input of its last layer."""
+        checkpoint = self.body(x).flatten(1)
+        return functional.normalize(checkpoint), self.head(checkpoint)
+
+    def initialise(self, x, classes, n_classes):
+        """Check that the network can be bounded, and has a logit for each class.
+
+        Raises
+        ------
+        ValueError
+            If a class index has no logit.
+        TypeError
+            If there is no rule for a layer.
+        """
+        if self.head.out_features != n_classes:
+            raise ValueError(
+                f"y holds {n_classes} classes but the network has {self.head.out_features} logits; "
+                "give y in the classifier's own class indices, every class present."
+            )
+        with torch.no_grad():
+            self.bounds(x[:1], x[:1])
+
+    def _draw_weights(self, generator: torch.Generator | None) -> None:
+        """Draw weights under which bounds neither grow nor shrink with depth.
+
+        The standard deviation √(2π) / fan-in is that of Shi et al. ("Fast Certified Robust
+        Training with Short Warmup", NeurIPS 2021), section 3.2.
+        """
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                std = math.sqrt(2 * math.pi) / part.weight[0].numel()
+                nn.init.normal_(part.weight, std=std, generator=generator)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def bounds(self, low: Tensor, high: Tensor) -> Interval:
+        """Interval of the head's input where each entry of a row lies between two values."""
+        box = Interval((low + high) / 2, (high - low) / 2)
+        centre, radius = _IntervalInterpreter(self.body).run(box)
+        return Interval(centre.flatten(1), radius.flatten(1))
+
+    def highest_leads(
+        self, inside: Interval, columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch classes"]:
+        """Upper bound of z_j − z_c for each class j, c being the one at each row's column."""
+        weight = self.head.weight - self.head.weight[columns][:, None]  # batch classes dim
+        leads = torch.einsum("bcd,bd->bc", weight, inside.centre)
+        leads = leads + torch.einsum("bcd,bd->bc", weight.abs(), inside.radius)
+        if self.head.bias is not None:
+            leads = leads + self.head.bias - self.head.bias[columns][:, None]
+        return leads
+
+
+def ball(x: Tensor, radius: float | Tensor, clip_values: tuple | None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest entries of the ℓ∞ ball around each row, within the range of values."""
+    low, high = x - radius, x + radius
+    if clip_values is None:
+        return low, high
+    return low.clamp(*clip_values), high.clamp(*clip_values)
+
+
+class CertifiedStatistic(nn.Module):
+    """By how much another class may be ahead anywhere in a ball around a row.
+
+    s_c(x) = max_{j≠c} of an upper bound of z_j − z_c over the ℓ∞ ball of radius r. As the clean row
+    x₀ that an attack came from lies in the ball if ε ≤ r, s_c(x) ≥ z_y(x₀) − z_c(x₀): the statistic
+    cannot be lowered further than the clean row itself allows.
+
+    Parameters
+    ----------
+    latent_map : IntervalMap
+        The network.
+    radius : float
+        Radius r, in the units of the rows.
+    clip_values : tuple of float or None
+        Range of the rows.
+    """
+
+    def __init__(self, latent_map: IntervalMap, radius: float, clip_values: tuple | None):
+        super().__init__()
+        self.latent_map = latent_map
+        self.radius = radius
+        self.clip_values = clip_values
+
+    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Return the statistic of each row under each class, high = odd."""
+        inside = self._inside(x, self.radius)
+        n_classes = self.latent_map.head.out_features
+        columns = torch.arange(n_classes, device=x.device)
+        return torch.stack([self._at(inside, c.expand(len(x))) for c in columns], dim=1)
+
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], radius: float | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return the statistic of each row under one class, over another ball if given."""
+        return self._at(self._inside(x, self.radius if radius is None else radius), columns)
+
+    def _inside(self, x: Tensor, radius: float) -> Interval:
+        return self.latent_map.bounds(*ball(x, radius, self.clip_values))
+
+    def _at(self, inside: Interval, columns: Tensor) -> Float[Tensor, " batch"]:
+        leads = self.latent_map.highest_leads(inside, columns)
+        others = leads.scatter(1, columns[:, None], -torch.inf)
+        return others.amax(1).double()
+
+
+class _IntervalInterpreter(Interpreter):
+    """Runs a traced network on intervals instead of tensors."""
+
+    def call_module(self, target, args, kwargs):
+        part = self.fetch_attr(target)
+        if (rule := MODULE_RULES.get(type(part))) is None:
+            known = ", ".join(sorted(kind.__name__ for kind in MODULE_RULES))
+            raise TypeError(
+                f"No interval bounds for layer {target!r}, a {type(part).__name__}; use {known}."
+            )
+        return rule(part, args[0])
+
+    def call_function(self, target, args, kwargs):
+        return self._call(FUNCTION_RULES.get(target), target, args, kwargs)
+
+    def call_method(self, target, args, kwargs):
+        return self._call(METHOD_RULES.get(target), target, args, kwargs)
+
+    def _call(self, rule, target, args, kwargs):
+        if not any(isinstance(arg, Interval) for arg in args):
+            method = isinstance(target, str)
+            return (super().call_method if method else super().call_function)(target, args, kwargs)
+        if rule is None:
+            raise TypeError(f"No interval bounds for {target}; write the network without it.")
+        return rule(target, *args, **kwargs)
+
+
+def _convolve(part: nn.Conv2d, x: Interval) -> Interval:
+    if part.padding_mode != "zeros":
+        raise TypeError(f"No interval bounds for padding_mode={part.padding_mode!r}; use 'zeros'.")
+    radius = functional.conv2d(
+        x.radius,
+        part.weight.abs(),
+        None,
+        part.stride,
+        part.padding,
+        part.dilation,
+        part.groups,
+    )
+    return Interval(part(x.centre), radius)
+
+
+def _multiply(part: nn.Linear, x: Interval) -> Interval:
+    return Interval(part(x.centre), functional.linear(x.radius, part.weight.abs()))
+
+
+def _both(part: Callable, x: Interval) -> Interval:
+    """Layers that only move, or average, entries."""
+    return Interval(part(x.centre), part(x.radius))
+
+
+def _ends(part: Callable, x: Interval) -> Interval:
+    """Layers that never fall where an entry rises."""
+    low, high = part(x.centre - x.radius), part(x.centre + x.radius)
+    return Interval((low + high) / 2, (high - low) / 2)
+
+
+def _add(operation, a, b) -> Interval:
+    """Sum or difference, of two intervals or one and a constant."""
+    centres = [part.centre if isinstance(part, Interval) else part for part in (a, b)]
+    radii = [part.radius for part in (a, b) if isinstance(part, Interval)]
+    return Interval(operation(*centres), sum(radii[1:], radii[0]))
+
+
+def _scale(operation, a, b) -> Interval:
+    """Product with a constant."""
+    if isinstance(a, Interval) and isinstance(b, Interval):
+        raise TypeError("No interval bounds for products of what depends on the input.")
+    if not isinstance(a, Interval):
+        a, b = b, a
+    return Interval(operation(a.centre, b), operation(a.radius, abs(b)))
+
+
+def _divide(operation, a, b) -> Interval:
+    """Quotient by a constant."""
+    if not isinstance(a, Interval) or isinstance(b, Interval):
+        raise TypeError("No interval bounds for division by what depends on the input.")
+    return Interval(operation(a.centre, b), operation(a.radius, abs(b)))
+
+
+def _method(name: str, x: Interval, *args, **kwargs) -> Interval:
+    return _both(lambda part: getattr(part, name)(*args, **kwargs), x)
+
+
+MODULE_RULES: dict[type, Callable] = {
+    nn.Conv2d: _convolve,
+    nn.Linear: _multiply,
+    **dict.fromkeys(
+        [nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d], _both
+    ),
+    **dict.fromkeys([nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d], _ends),
+}
+FUNCTION_RULES: dict[Callable, Callable] = {
+    operator.add: _add,
+    operator.sub: _add,
+    operator.mul: _scale,
+    operator.truediv: _divide,
+    torch.flatten: lambda f, x, *args, **kw: _both(lambda part: f(part, *args, **kw), x),
+    **dict.fromkeys(
+        [torch.relu, functional.relu, functional.max_pool2d],
+        lambda f, x, *args, **kw: _ends(lambda part: f(part, *args, **kw), x),
+    ),
+}
+METHOD_RULES: dict[str, Callable] = {
+    **dict.fromkeys(["flatten", "view", "reshape", "mean"], _method),
+    "relu": lambda name, x: _ends(torch.relu, x),
+}
