@@ -8,21 +8,18 @@ from skmrr.attacks.judging import victim_logits
 
 
 class Guides:
-    """Clean rows that a network takes, unflagged, for a class each.
+    """Clean rows that a network takes for a class each.
+
+    Where a class has rows that are not flagged, the others are left out.
 
     Parameters
     ----------
     network : nn.Module
         A `skmrr.nn.DefendedClassifier`, or any classifier.
     x : Tensor of shape (n, …)
-        Clean rows; those that the network flags are left out.
+        Clean rows.
     batch_size : int, default=512
         Rows at a time.
-
-    Raises
-    ------
-    ValueError
-        If the network flags every row.
 
     Examples
     --------
@@ -34,13 +31,14 @@ class Guides:
     """
 
     def __init__(self, network: nn.Module, x: Tensor, batch_size: int = 512):
-        n_classes = victim_logits(network, x[:1]).shape[1]
+        classes = victim_logits(network, x, batch_size).argmax(1)
         with torch.no_grad():
-            answers = torch.cat([network(part).argmax(1) for part in x.split(batch_size)])
-        accepted = answers < n_classes
-        if not accepted.any():
-            raise ValueError("Every guide is flagged; give clean rows that the detector accepts.")
-        self.x, self.classes = x[accepted], answers[accepted]
+            accepted = (
+                torch.cat([network(part).argmax(1) for part in x.split(batch_size)]) == classes
+            )
+        served = torch.isin(classes, classes[accepted])
+        kept = accepted | ~served
+        self.x, self.classes = x[kept], classes[kept]
 
     def nearest(self, x: Tensor, targets: Int[Tensor, " batch"], rank: int = 0) -> Tensor:
         """Guide of each row's target class that is nearest to it in L2, or next by `rank`.

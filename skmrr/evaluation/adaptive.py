@@ -1,0 +1,306 @@
+"""How a detector holds when the attacker knows it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.ndimage import rotate
+from scipy.stats import binomtest
+from sklearn.utils._optional_dependencies import check_pandas_support
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
+from skmrr.attacks.result import verified
+from skmrr.base import BaseDetector
+from skmrr.evaluation.certified import ruled_out
+from skmrr.evaluation.rows import as_rows, asked, clip_values_of
+from skmrr.nn.hooks import evaluating
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORST = "worst case"
+ANY = "any attack"
+
+
+@dataclass(frozen=True)
+class AdaptiveEvaluation:
+    """Outcome of `evaluate_adaptive`."""
+
+    success: "pd.DataFrame"
+    """A row for each attack, ε and SP: ``attack``, ``eps``, ``security_parameter``, ``n_rows``,
+    ``success_rate`` with its 95 % interval ``low`` to ``high`` (Clopper and Pearson), and
+    ``robust_accuracy``: the share of all clean rows, the victim's errors included, that are right,
+    accepted, and not broken. The attack "worst case" counts a row that any attack breaks."""
+    clean: "pd.DataFrame"
+    """A row for each SP: ``accuracy``, ``false_alarms`` and ``accuracy_accepted`` on clean rows."""
+    worst: dict[tuple[float, float], AttackResult]
+    """By (ε, SP), each attacked row's adversarial, NaN where none was found."""
+    rows: np.ndarray
+    """Positions in X of the attacked rows: those the victim takes for what they are."""
+
+
+def evaluate_adaptive(
+    detector: BaseDetector,
+    X,
+    y,
+    *,
+    eps: Sequence[float],
+    guides=None,
+    attacks: Mapping | None = None,
+    security_parameters: Sequence[float] = (0.05, 0.5),
+    n_attacked: int | None = None,
+    per_attack: bool = False,
+    trust_bounds: bool = False,
+    verbose: bool = False,
+) -> AdaptiveEvaluation:
+    """Attack a detector together with its classifier, at fixed thresholds.
+
+    Success means that a row is misclassified and not flagged. Rows that the victim misclassifies
+    by itself are not attacked.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        Fitted, calibrated, and with a ``classifier``.
+    X : array-like of shape (n_samples, …)
+        Clean test rows, in the scale of the detector's ``clip_values``.
+    y : array-like of shape (n_samples,)
+        True classes.
+    eps : sequence of float
+        Radii of the ball, in the units of X and the norm of the attacks. What breaks a row within
+        one ball counts within the larger ones.
+    guides : array-like of shape (n, …), optional
+        Clean rows for attacks that start from one; by default X itself.
+    attacks : mapping of str to callable, optional
+        ``attack(network, x, labels, eps=, clip_values=, guides=)`` → `AttackResult`; by default
+        `skmrr.attacks.adaptive_suite()`.
+    security_parameters : sequence of float, default=(0.05, 0.5)
+        Thresholds. The success rates at 0.05 and 0.5 are known as SR@5 and SR@50.
+    n_attacked : int, optional
+        Number of rows to attack, the first that are taken for what they are; all by default.
+    per_attack : bool, default=False
+        Whether to run every attack on every row, and report each. Otherwise an attack only sees
+        rows that those before it have not broken, which is faster and leaves the worst case alone.
+    trust_bounds : bool, default=False
+        Whether to attack only rows on which `certified_success_rate` does not rule success out.
+    verbose : bool, default=False
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    AdaptiveEvaluation
+
+    Raises
+    ------
+    ValueError
+        If the detector has no classifier or no ``clip_values``, or y does not fit.
+
+    References
+    ----------
+    O. Bryniarski et al., ICLR 2022, for SR@5 and SR@50; F. Tramèr et al., "On Adaptive Attacks to
+    Adversarial Example Defenses", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> from skmrr.attacks import SelectivePGD
+    >>> from skmrr.evaluation import evaluate_adaptive
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X /= 16
+    >>> net = torch.nn.Linear(64, 10)
+    >>> defender = LatentDefender(classifier=net, max_epochs=2, clip_values=(0, 1), random_state=0)
+    >>> outcome = evaluate_adaptive(
+    ...     defender.fit(X[:1500], y[:1500]),
+    ...     X[1500:],
+    ...     y[1500:],
+    ...     eps=[0.1, 0.5],
+    ...     attacks={"selective": SelectivePGD(steps=5)},
+    ... )
+    >>> list(outcome.success["eps"])
+    [0.1, 0.5, 0.1, 0.5]
+    """
+    pandas = check_pandas_support("evaluate_adaptive")
+    x, labels, answers = asked(detector, X, y)
+    rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
+    if len(rows) == 0:
+        raise ValueError("The classifier takes no row for what it is; nothing can be attacked.")
+    params = {
+        "clip_values": detector.clip_values,
+        "guides": x if guides is None else as_rows(detector, guides),
+    }
+    attacks = adaptive_suite() if attacks is None else attacks
+    eps = sorted(eps)
+    keys = list(attacks) if per_attack else [ANY]
+    found = {(key, e): torch.full_like(x[rows], torch.nan) for key in keys for e in eps}
+    scores = torch.as_tensor(detector.score_samples(X)).to(x.device)
+    records, worst = [], {}
+    n_runs = len(attacks) * len(eps) * len(security_parameters)
+    bar = tqdm(total=n_runs, desc="attacks", disable=not verbose)
+    with bar, evaluating(detector.classifier, detector.module_):
+        # What breaks a row under a larger SP, where more is flagged, or in a smaller ball breaks
+        # it from then on.
+        for sp in sorted(security_parameters, reverse=True):
+            network = detector.defended_classifier(security_parameter=sp)
+            stands = (answers == labels) & (scores >= np.log(sp))
+            for smaller, radius in zip([None, *eps], eps, strict=False):
+                hopeless = torch.zeros_like(rows, dtype=torch.bool)
+                if trust_bounds:
+                    hopeless = ruled_out(detector, x[rows], labels[rows], radius, sp)
+                for name, attack in attacks.items():
+                    bar.set_postfix_str(f"{name}, ε {radius:g}, SP {sp:g}")
+                    key = name if per_attack else ANY
+                    known = found[key, radius]
+                    if smaller is not None:
+                        known[:] = torch.where(known.isnan(), found[key, smaller], known)
+                    left = torch.nonzero(known.flatten(1).isnan().any(1) & ~hopeless)[:, 0]
+                    if len(left):
+                        picked = rows[left]
+                        outcome = attack(network, x[picked], labels[picked], eps=radius, **params)
+                        known[left] = outcome.adversarial
+                    bar.update()
+                results = {
+                    key: verified(
+                        network, x[rows], found[key, radius], labels[rows], norm=torch.inf
+                    )
+                    for key in keys
+                }
+                worst[radius, sp] = worst_case(results.values())
+                for name, result in {**results, WORST: worst[radius, sp]}.items():
+                    if name != ANY:
+                        broken = result.success & stands[rows]
+                        record = {"attack": name, "eps": radius, "security_parameter": sp}
+                        record |= _rates(result.success)
+                        left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
+                        record["robust_accuracy"] = float(stands.double().mean()) * left_standing
+                        records.append(record)
+    clean = [_clean(scores, answers == labels, sp) for sp in security_parameters]
+    return AdaptiveEvaluation(
+        pandas.DataFrame(records), pandas.DataFrame(clean), worst, rows.cpu().numpy()
+    )
+
+
+def flag_rates(
+    detector: BaseDetector, X, *, noise=(0.05, 0.1, 0.2), degrees=(5, 15, 30), random_state=0
+):
+    """Share of harmlessly changed rows that are flagged, beside that of the rows as they are.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        Fitted and calibrated.
+    X : array-like of shape (n_samples, channels, height, width)
+        Clean rows.
+    noise : sequence of float
+        Sizes of uniform noise ±ε, in the units of X.
+    degrees : sequence of float
+        Angles of rotations.
+    random_state : int, default=0
+        Seed of the noise.
+
+    Returns
+    -------
+    pandas.Series
+        Share in [0, 1], by change.
+    """
+    pandas = check_pandas_support("flag_rates")
+    X = np.asarray(X)
+    low, high = clip_values_of(detector)
+    rng = np.random.default_rng(random_state)
+    changed = {"clean": X}
+    for size in noise:
+        signs = rng.uniform(-size, size, X.shape).astype(X.dtype)
+        changed[f"noise ±{size:g}"] = np.clip(X + signs, low, high)
+    for angle in degrees:
+        turned = rotate(X, angle, axes=(-1, -2), reshape=False, order=1, mode="nearest")
+        changed[f"rotated {angle:g}°"] = np.clip(turned, low, high)
+    return pandas.Series(
+        {name: float((detector.predict(rows) == -1).mean()) for name, rows in changed.items()},
+        name="flagged",
+    )
+
+
+def evasion_cost(
+    detector: BaseDetector,
+    X,
+    y,
+    *,
+    security_parameters: Sequence[float] = (0.01, 0.05),
+    guides=None,
+    n_attacked: int | None = None,
+    **params,
+) -> "pd.DataFrame":
+    """How much farther a row must be changed to pass the detector too.
+
+    Carlini and Wagner's attack, on the classifier alone and on both.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        Fitted, calibrated, and with a ``classifier``.
+    X : array-like of shape (n_samples, …)
+        Clean test rows.
+    y : array-like of shape (n_samples,)
+        True classes.
+    security_parameters : sequence of float, default=(0.01, 0.05)
+        Thresholds.
+    guides : array-like of shape (n, …), optional
+        Clean rows to start from as well; by default X itself.
+    n_attacked : int, optional
+        Number of rows to attack, the first that are taken for what they are; all by default.
+    **params : dict
+        Parameters of `carlini_l2`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for SP 0 (no detector) and for each SP: ``success_rate``; ``median_l2``, a failure
+        counting as infinitely far; ``mean_l2`` of the successes; ``ratio``, the median of the rows'
+        own ratios to the undefended distortion.
+    """
+    pandas = check_pandas_support("evasion_cost")
+    x, labels, answers = asked(detector, X, y)
+    rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
+    bank = x if guides is None else as_rows(detector, guides)
+    x, labels = x[rows], labels[rows]
+    shared = {"clip_values": detector.clip_values, "guides": bank, **params}
+    alone = carlini_l2(detector.classifier, x, labels, **shared)
+    defended = {}
+    for sp in security_parameters:
+        network = detector.defended_classifier(security_parameter=sp)
+        defended[sp] = carlini_l2(network, x, labels, **shared)
+        alone = worst_case([alone, defended[sp]])  # what passes both fools the victim
+    return pandas.DataFrame(
+        [_cost(sp, result, alone) for sp, result in {0.0: alone, **defended}.items()]
+    )
+
+
+def _cost(sp: float, result: AttackResult, alone: AttackResult) -> dict[str, float]:
+    return {
+        "security_parameter": sp,
+        "success_rate": float(result.success.double().mean()),
+        "median_l2": float(result.distortion.median()),
+        "mean_l2": float(result.distortion[result.success].mean()),
+        "ratio": float((result.distortion / alone.distortion).nanmedian()),
+    }
+
+
+def _clean(scores: Tensor, is_right: Tensor, sp: float) -> dict[str, float]:
+    accepted = scores >= np.log(sp)
+    return {
+        "security_parameter": sp,
+        "accuracy": float(is_right.double().mean()),
+        "false_alarms": float((~accepted).double().mean()),
+        "accuracy_accepted": float(is_right[accepted].double().mean()),
+    }
+
+
+def _rates(success: Tensor) -> dict[str, float]:
+    n_successes, n = int(success.sum()), len(success)
+    low, high = binomtest(n_successes, n).proportion_ci()
+    return {"n_rows": n, "success_rate": n_successes / n, "low": low, "high": high}

@@ -1,0 +1,116 @@
+"""What no attack can do to a certified detector."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from sklearn.utils._optional_dependencies import check_pandas_support
+from torch import Tensor
+
+from skmrr.base import BaseDetector
+from skmrr.evaluation.rows import asked
+from skmrr.nn.hooks import evaluating
+from skmrr.nn.intervals import CertifiedStatistic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def certified_success_rate(
+    detector: BaseDetector,
+    X,
+    y,
+    *,
+    eps: Sequence[float],
+    security_parameters: Sequence[float] = (0.05, 0.5),
+) -> "pd.DataFrame":
+    """Bound the success rate of every ℓ∞ attack, without running one.
+
+    Let x' lie within ε of a row x of class y, and let the classifier take it for c ≠ y. On the way
+    from x' to x there is a point u within the detector's radius r of x' and within max(ε − r, 0) of
+    x. The statistic at x' bounds z_y − z_c at u from above, and so cannot be less than the lower
+    bound of that difference over the smaller ball around x. Where even that is flagged, under each
+    class, no attack succeeds. The bound holds for every classifier, as the detector's own network
+    is all that it looks at; it is computed in floating point, without directed rounding.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        A fitted ``LatentDefender(statistic="certified")`` with a classifier.
+    X : array-like of shape (n_samples, …)
+        Clean test rows. Those that the classifier takes for what they are count.
+    y : array-like of shape (n_samples,)
+        True classes.
+    eps : sequence of float
+        Radii ε of the attacker's ball, in the units of X.
+    security_parameters : sequence of float, default=(0.05, 0.5)
+        Thresholds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each ε and SP: ``eps``, ``security_parameter``, ``n_rows`` and ``success_rate``,
+        the share of rows on which an attack is not ruled out.
+
+    Raises
+    ------
+    TypeError
+        If the detector's statistic is another.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skmrr import LatentDefender
+    >>> from skmrr.datasets import load_digits_images
+    >>> from skmrr.evaluation import certified_success_rate
+    >>> X, y = load_digits_images()
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> defender = LatentDefender(
+    ...     net, classifier=net, statistic="certified", exploration_radius=0.1, max_epochs=5,
+    ...     clip_values=(0, 1), random_state=0,
+    ... ).fit(X[:1500], y[:1500])
+    >>> bound = certified_success_rate(defender, X[1500:], y[1500:], eps=[0.05, 0.1])
+    >>> bool(bound["success_rate"].between(0, 1).all())
+    True
+    """
+    pandas = check_pandas_support("certified_success_rate")
+    x, labels, answers = asked(detector, X, y)
+    right = answers == labels
+    x, labels = x[right], labels[right]
+    records = []
+    for radius in eps:
+        for sp in security_parameters:
+            possible = ~ruled_out(detector, x, labels, radius, sp)
+            record = {"eps": radius, "security_parameter": sp, "n_rows": len(x)}
+            records.append({**record, "success_rate": float(possible.double().mean())})
+    return pandas.DataFrame(records)
+
+
+@torch.no_grad()
+def ruled_out(
+    detector: BaseDetector, x: Tensor, labels: Tensor, eps: float, security_parameter: float
+) -> Tensor:
+    """Whether no attack within `eps` succeeds on a row, bool of shape (n,).
+
+    Parameters are those of `certified_success_rate`; `x` are rows as the networks see them.
+    """
+    module = detector.module_
+    statistic = module.statistic
+    if not isinstance(statistic, CertifiedStatistic):
+        raise TypeError(
+            "Only LatentDefender(statistic='certified') has such a bound; attack other detectors "
+            "by evaluate_adaptive."
+        )
+    calibration = module.calibration
+    assert calibration is not None
+    own = module.columns_of(labels)
+    inner = max(eps - statistic.radius, 0.0)
+    with evaluating(module):
+        parts = zip(x.split(detector.batch_size), own.split(detector.batch_size), strict=True)
+        # s_c(x') ≥ the least z_y − z_j over the inner ball, whatever c ≠ y
+        least = -torch.cat([statistic.at(*part, inner) for part in parts])
+        columns = torch.arange(len(module.classes), device=x.device)
+        scores = [calibration(least, c.expand(len(least))) for c in columns]
+    best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf).amax(1)
+    return best < math.log(security_parameter)

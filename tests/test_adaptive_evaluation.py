@@ -1,0 +1,249 @@
+"""Evaluation against attackers who know the detector, and whether its attacks deserve trust."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr.attacks import LagrangianPGD, OrthogonalPGD, SelectivePGD, Transfer, adaptive_suite
+from skmrr.evaluation import evaluate_adaptive, evasion_cost, flag_rates
+
+EPS = (0.05, 0.15, 0.3)
+
+
+@pytest.fixture(scope="module")
+def fresh(digits):
+    """Rows that nothing was fitted on."""
+    return digits[0][1400:1500], digits[1][1400:1500]
+
+
+@pytest.fixture(scope="module")
+def explored(net, digits):
+    X, y = digits
+    return LatentDefender(
+        replicate(net), classifier=net, exploration_radius=0.2, max_epochs=15, clip_values=(0, 1),
+        learning_rate=3e-3, random_state=0,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def light():
+    """A suite that runs in seconds."""
+    shared = {"steps": 15, "n_targets": 3}
+    return {
+        "selective": SelectivePGD(**shared),
+        "Lagrangian": LagrangianPGD(start="guide", weights=(1.0,), **shared),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcome(explored, fresh, light):
+    return evaluate_adaptive(explored, *fresh, eps=EPS, attacks=light, per_attack=True)
+
+
+def test_table_says_what_the_adversarials_do(outcome, explored, fresh):
+    X, y = fresh
+    for (eps, sp), result in outcome.worst.items():
+        explored.set_params(security_parameter=sp)
+        hit = result.success.numpy()
+        adversarial = result.adversarial[result.success].numpy()
+        if hit.any():
+            answers = explored.classify(adversarial)
+            assert (answers != -1).all()
+            assert (answers != y[outcome.rows][hit]).all()
+            assert np.abs(adversarial - X[outcome.rows][hit]).max() <= eps + 1e-6
+        row = outcome.success.query("attack == 'worst case' and eps == @eps")
+        row = row[row["security_parameter"] == sp].iloc[0]
+        assert row["success_rate"] == hit.mean()
+        assert row["low"] <= row["success_rate"] <= row["high"]
+    explored.set_params(security_parameter=0.01)
+
+
+def test_worst_case_is_no_better_than_any_attack(outcome):
+    table = outcome.success.pivot_table(
+        "success_rate", ["eps", "security_parameter"], "attack", sort=False
+    )
+    assert (table["worst case"] >= table[["selective", "Lagrangian"]].max(axis=1)).all()
+    assert table["worst case"].max() > 0
+    assert table["worst case"].min() < 1
+
+
+def test_success_grows_with_the_ball_and_falls_with_the_threshold(outcome):
+    worst = outcome.success[outcome.success["attack"] == "worst case"]
+    table = worst.pivot(index="eps", columns="security_parameter", values="success_rate")
+    assert (table.diff().iloc[1:] >= 0).all().all()
+    assert (table[0.5] <= table[0.05]).all()
+
+
+def test_stopping_at_the_first_success_changes_no_worst_case(outcome, explored, fresh, light):
+    first = evaluate_adaptive(explored, *fresh, eps=EPS, attacks=light).success
+    every = outcome.success[outcome.success["attack"] == "worst case"]
+    np.testing.assert_allclose(first["success_rate"], every["success_rate"], atol=0.03)
+
+
+def test_clean_columns(outcome, explored, fresh, net):
+    X, y = fresh
+    for row in outcome.clean.itertuples():
+        explored.set_params(security_parameter=row.security_parameter)
+        flagged = explored.predict(X) == -1
+        right = net(torch.as_tensor(X)).argmax(1).numpy() == y
+        assert row.false_alarms == pytest.approx(flagged.mean())
+        assert row.accuracy_accepted == pytest.approx(right[~flagged].mean())
+        robust = outcome.success.query("attack == 'worst case' and eps == 0.05")
+        robust = robust[robust["security_parameter"] == row.security_parameter]["robust_accuracy"]
+        assert robust.iloc[0] <= (right & ~flagged).mean() + 1e-9
+    explored.set_params(security_parameter=0.01)
+
+
+def test_the_suite_breaks_a_planted_weak_detector(net, digits, fresh):
+    """The victim's own features, unexplored: what fools the victim has fooled them."""
+    X, y = digits
+    planted = LatentDefender(
+        replicate(net), classifier=net, realign=False, clip_values=(0, 1), random_state=0
+    ).fit(X[:1400], y[:1400])
+    suite = adaptive_suite(steps=40)
+    rate = evaluate_adaptive(
+        planted, *fresh, eps=[0.3], attacks=suite, security_parameters=[0.05], n_attacked=90
+    ).success["success_rate"]
+    assert rate.iloc[0] >= 0.99
+
+
+def test_noise_alone_is_broken_on_texture(net, digits, fresh):
+    """Where dense noise is heard everywhere, the suite must know to keep to the texture."""
+    X, y = digits
+    noise = NoiseDefender(net, clip_values=(0, 1), random_state=0).fit(X[:1400], y[:1400])
+    suite = {k: a for k, a in adaptive_suite(steps=40, textured=True).items() if "match" not in k}
+    rate = evaluate_adaptive(
+        noise, *fresh, eps=[0.5], attacks=suite, security_parameters=[0.05], n_attacked=50
+    ).success["success_rate"]
+    assert rate.iloc[0] >= 0.95
+
+
+def test_large_balls_break_everything(explored, fresh):
+    attacks = {"Lagrangian": LagrangianPGD(steps=30, start="guide", weights=(1.0,))}
+    rate = evaluate_adaptive(
+        explored, *fresh, eps=[1.0], attacks=attacks, security_parameters=[0.05], n_attacked=40
+    ).success["success_rate"]
+    assert rate.iloc[0] == 1.0
+
+
+def test_adaptive_attacks_win_where_static_ones_do(explored, net, fresh):
+    """On each image: what fools the detector by accident must be found on purpose."""
+    static = {"static": Transfer(net, SelectivePGD(steps=20, start="clean"))}
+    adaptive = {"adaptive": LagrangianPGD(steps=60), "selective": SelectivePGD(steps=60)}
+    found = [
+        evaluate_adaptive(explored, *fresh, eps=[0.3], attacks=a, security_parameters=[0.05])
+        .worst[0.3, 0.05]
+        .success
+        for a in (static, adaptive)
+    ]
+    assert found[0].any()
+    assert not (found[0] & ~found[1]).any()
+
+
+def test_transfer_from_another_seed_is_no_stronger(explored, net, digits, fresh, light):
+    """A detector that only hid its gradients would fall to a copy's."""
+    X, y = digits
+    copy = LatentDefender(
+        replicate(net), classifier=net, exploration_radius=0.2, max_epochs=15, clip_values=(0, 1),
+        learning_rate=3e-3, random_state=7,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+    surrogate = copy.defended_classifier(security_parameter=0.5)
+    attacks = {name: Transfer(surrogate, attack) for name, attack in light.items()}
+    kinds = {"transfer": attacks, "white box": light}
+    rates = {
+        kind: evaluate_adaptive(explored, *fresh, eps=EPS, attacks=a, security_parameters=[0.05])
+        .success["success_rate"]
+        .to_numpy()
+        for kind, a in kinds.items()
+    }
+    assert (rates["transfer"] <= rates["white box"]).all()
+
+
+@pytest.mark.slow
+def test_twice_the_steps_change_little(explored, fresh):
+    suite = {
+        "Lagrangian": LagrangianPGD(steps=300, start="guide"),
+        "orthogonal": OrthogonalPGD(steps=300),
+        "selective": SelectivePGD(steps=300),
+    }
+    twice = {k: dataclasses.replace(a, steps=2 * a.steps) for k, a in suite.items()}
+    rates = [
+        evaluate_adaptive(explored, *fresh, eps=[0.15], attacks=a, security_parameters=[0.05])
+        .success["success_rate"]
+        .iloc[0]
+        for a in (suite, twice)
+    ]
+    assert abs(rates[1] - rates[0]) <= 0.011
+
+
+def test_an_ensemble_is_attacked_as_a_whole(net, digits, fresh, light):
+    X, y = digits
+    members = [
+        ("latent", LatentDefender(replicate(net), max_epochs=3)),
+        ("noise", NoiseDefender()),
+    ]
+    ensemble = MRREnsemble(net, defenders=members, clip_values=(0, 1), random_state=0)
+    ensemble.fit(X[:1400], y[:1400])
+    outcome = evaluate_adaptive(
+        ensemble, *fresh, eps=[0.3], attacks=light, security_parameters=[0.05], n_attacked=30
+    )
+    result = outcome.worst[0.3, 0.05]
+    assert result.success.any()
+    ensemble.set_params(security_parameter=0.05)
+    assert (ensemble.classify(result.adversarial[result.success].numpy()) != -1).all()
+
+
+def test_evasion_costs_more_than_fooling_the_victim(explored, fresh):
+    costs = evasion_cost(explored, *fresh, n_attacked=20, search_steps=3, max_iter=50)
+    assert list(costs["security_parameter"]) == [0.0, 0.01, 0.05]
+    assert (costs["success_rate"] == 1).all()
+    assert costs["ratio"].iloc[0] == 1
+    assert (costs["ratio"].iloc[1:] > 1).all()
+
+
+def test_flag_rates(explored, fresh):
+    rates = flag_rates(explored, fresh[0], noise=(0.0, 0.4), degrees=(0, 45))
+    assert rates["clean"] == rates["noise ±0"] == rates["rotated 0°"]
+    assert rates["noise ±0.4"] > rates["clean"]
+    assert rates["rotated 45°"] > rates["clean"]
+    assert rates.between(0, 1).all()
+
+
+def test_flat_rows_are_attacked_in_their_shape(net, digits, light):
+    X, y = digits
+    flat = X.reshape(len(X), -1)
+    detector = LatentDefender(
+        replicate(net), classifier=net, input_shape=(1, 8, 8), clip_values=(0, 1), max_epochs=2,
+        random_state=0,
+    ).fit(flat[:1400], y[:1400])  # fmt: skip
+    outcome = evaluate_adaptive(
+        detector,
+        flat[1400:1420],
+        y[1400:1420],
+        eps=[0.3],
+        attacks=light,
+        security_parameters=[0.05],
+    )
+    assert outcome.worst[0.3, 0.05].adversarial.shape[1:] == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"classifier": None}, "give classifier"), ({"clip_values": None}, "clip_values")],
+)
+def test_what_is_missing_is_named(explored, fresh, params, message):
+    import copy
+
+    broken = copy.copy(explored).set_params(**params)
+    with pytest.raises(ValueError, match=message):
+        evaluate_adaptive(broken, *fresh, eps=[0.1])
+
+
+def test_nothing_to_attack(explored, fresh, net):
+    X, _ = fresh
+    wrong = (net(torch.as_tensor(X)).argmax(1).numpy() + 1) % 10
+    with pytest.raises(ValueError, match="no row"):
+        evaluate_adaptive(explored, X, wrong, eps=[0.1])
