@@ -12,7 +12,16 @@ SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
     "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
     "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
     "3_adaptive/plot_ensemble.py": ["--epochs", "2"],
+    "3_adaptive/plot_evasion_cost.py": [
+        *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
+    ],
+    "4_paper/adaptive.py": [
+        *("--seeds", "1", "--victim-epochs", "1", "--epochs", "1", "--certified-epochs", "1"),
+        *("--attacked", "10", "--attacked-explored", "5", "--steps", "2", "--restarts", "1"),
+        *("--square", "5", "--carlini", "3", "--carlini-steps", "5", "--static", "10"),
+    ],
     "4_paper/ensemble.py": [
         *("--data", "mnist", "--seeds", "1", "--attacked", "10", "--victim-epochs", "1"),
         *("--epochs", "1", "--small-epochs", "1"),
@@ -25,7 +34,7 @@ SMALL = {
         *("--victim-epochs", "1", "--epochs", "1"),
     ],
 }
-NEEDS_DATA = {"4_paper/ensemble.py", "4_paper/mnist_latent.py"}
+NEEDS_DATA = {"4_paper/adaptive.py", "4_paper/ensemble.py", "4_paper/mnist_latent.py"}
 SLOW = {*NEEDS_DATA, "4_paper/input_defender.py"}
 
 

@@ -14,17 +14,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import joblib
 import numpy as np
 import torch
-from art.attacks.evasion import (
-    BasicIterativeMethod,
-    DeepFool,
-    FastGradientMethod,
-    SaliencyMapMethod,
-)
 from art.estimators.classification import PyTorchClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -32,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from skmrr.attacks import carlini_l2
+from skmrr.art import Attack, paper_attacks, run_attacks
 from skmrr.datasets import data_home, load_cifar10, load_digits_images, load_mnist
 
 N_VICTIM, N_FIT = 50_000, 20_000  # training images of MNIST's victim, and of the defenders
@@ -59,66 +52,41 @@ class AttackedSet:
     """By attack, the mean L2 norm of these images' change."""
 
 
-class Attack(NamedTuple):
-    """A method of ART, or `carlini_l2`, and its parameters."""
-
-    method: Callable
-    params: dict
-    from_all: bool = False
-    """Whether it starts from every right image: cheap, and of a weak attack few succeed."""
-
-
-def fgsm(eps: float, from_all: bool = False) -> Attack:
-    """One step along the signs of the gradient."""
-    return Attack(FastGradientMethod, {"eps": eps}, from_all)
-
-
-def bim(eps: float, eps_step: float, max_iter: int) -> Attack:
-    """Steps along the signs of the gradient, kept within the ball."""
-    params = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter, "verbose": False}
-    return Attack(BasicIterativeMethod, params)
-
-
-def deepfool(overshoot: float = 0.02) -> Attack:
-    """Least L2 change by linearisation, prolonged by a share of itself (0.02 in its paper)."""
-    return Attack(DeepFool, {"max_iter": 50, "epsilon": overshoot, "verbose": False})
-
-
-def jsma(gamma: float) -> Attack:
-    """At most the share γ of the pixels, each set to 1."""
-    return Attack(SaliencyMapMethod, {"theta": 1.0, "gamma": gamma, "verbose": False})
-
-
-def carlini(confidence: float, **params) -> Attack:
-    """Least L2 change that leads by the confidence κ."""
-    return Attack(carlini_l2, {"confidence": float(confidence), **params})
+def in_levels(attacks: dict[str, Attack]) -> dict[str, Attack]:
+    """Name sizes ε in levels of an 8-bit pixel: n/255."""
+    return {
+        f"{name.split()[0]} {round(attack.params['eps'] * 255)}/255"
+        if "eps" in attack.params
+        else name: attack
+        for name, attack in attacks.items()
+    }
 
 
 # The first word of a name is the attack's kind. All data sets know the kinds in KINDS.
 KINDS = ("FGSM", "BIM", "DeepFool", "CW")
-DIGITS_ATTACKS = {
-    **{f"FGSM {eps}": fgsm(eps) for eps in (0.05, 0.1, 0.2)},
-    **{f"BIM {eps}": bim(eps, eps / 8, 20) for eps in (0.05, 0.1, 0.2)},
-    "DeepFool": deepfool(),
-    **{f"CW κ={kappa}": carlini(kappa) for kappa in (0, 10)},
-}
-MNIST_ATTACKS = {
-    **{f"FGSM {eps}": fgsm(eps, from_all=True) for eps in (0.05, 0.1, 0.2, 0.3)},
-    **{f"BIM {eps}": bim(eps, eps / 10, 20) for eps in (0.1, 0.2, 0.3)},
-    "DeepFool": deepfool(1e-6),  # ART's default, which is too short for ResNet-20's rounding
-    # γ = 5 % of the pixels is the setting of the paper's released program.
-    **{f"JSMA γ={gamma}": jsma(gamma) for gamma in (0.05, 0.1)},
-    **{f"CW κ={kappa}": carlini(kappa, max_iter=150) for kappa in (0, 10, 20, 40)},
-}
-# ResNet-20 is fooled by changes so small that the default steps of `carlini_l2` overshoot.
-FINE = {"learning_rate": 0.01, "initial_const": 0.01, "max_iter": 60}
-CIFAR10_ATTACKS = {
-    **{f"FGSM {n}/255": fgsm(n / 255) for n in (1, 2, 4, 8, 16)},
-    **{f"BIM {n}/255": bim(n / 255, n / 255 / 4, 10) for n in (1, 2, 4, 8)},
-    "DeepFool": deepfool(),
-    "JSMA γ=0.05": jsma(0.05),
-    **{f"CW κ={kappa}": carlini(kappa, **FINE) for kappa in (0, 10, 20)},
-}
+DIGITS_ATTACKS = paper_attacks(jsma=())
+MNIST_ATTACKS = paper_attacks(
+    fgsm=(0.05, 0.1, 0.2, 0.3),
+    bim=(0.1, 0.2, 0.3),
+    bim_steps=(10, 20),
+    deepfool=1e-6,  # ART's default, which is too short for ResNet-20's rounding
+    jsma=(0.05, 0.1),  # γ = 5 % of the pixels is the setting of the paper's released program
+    carlini=(0, 10, 20, 40),
+    max_iter=150,
+)
+CIFAR10_ATTACKS = in_levels(
+    paper_attacks(
+        fgsm=tuple(n / 255 for n in (1, 2, 4, 8, 16)),
+        bim=tuple(n / 255 for n in (1, 2, 4, 8)),
+        bim_steps=(4, 10),
+        jsma=(0.05,),
+        carlini=(0, 10, 20),
+        # ResNet-20 is fooled by changes so small that the default steps overshoot.
+        learning_rate=0.01,
+        initial_const=0.01,
+        max_iter=60,
+    )
+)
 
 
 def digits(seed: int, memory: joblib.Memory, *, kinds: tuple = KINDS) -> AttackedSet:
@@ -147,7 +115,10 @@ def mnist(
     weights = memory.cache(train_mnist)(seed, N_VICTIM, victim_epochs)
     images = X[:N_FIT], y[:N_FIT], X[N_VICTIM:], *load_mnist("test")
     attacks = of_kinds(MNIST_ATTACKS, kinds)
-    return attacked_set(seed, memory, build_mnist, weights, images, attacks, n_attacked)
+    # FGSM is cheap, and of a weak attack few succeed.
+    return attacked_set(
+        seed, memory, build_mnist, weights, images, attacks, n_attacked, from_all=("FGSM",)
+    )
 
 
 def cifar10(
@@ -175,46 +146,30 @@ def attacked_set(
     images: tuple,
     attacks: dict[str, Attack],
     n_attacked: int,
+    from_all: tuple = (),
 ) -> AttackedSet:
     """Attack `n_attacked` of the test images that the victim classifies rightly.
 
-    `images` are the arrays of an `AttackedSet`, from `X_fit` to `y_test`.
+    `images` are the arrays of an `AttackedSet`, from `X_fit` to `y_test`. Attacks of the kinds in
+    `from_all` start from every right image.
     """
     X_test, y_test = images[-2:]
     victim = load_victim(build, weights)
+    wrapped = PyTorchClassifier(
+        victim, nn.CrossEntropyLoss(), X_test.shape[1:], nb_classes=10, clip_values=(0, 1)
+    )
     right = np.flatnonzero(predict(victim, X_test) == y_test)
     rows = np.random.default_rng(seed).permutation(right)
     adversarial, distortion = {}, {}
-    for name, (method, params, from_all) in attacks.items():
-        start = rows if from_all else rows[:n_attacked]
-        fooling, changes = memory.cache(attack)(
-            build, weights, X_test[start], y_test[start], method, params
-        )
-        if len(fooling):
-            adversarial[name], distortion[name] = fooling, float(changes.mean())
+    for name, attack in attacks.items():
+        start = rows if name.split()[0] in from_all else rows[:n_attacked]
+        result = run_attacks(
+            wrapped, {name: attack}, X_test[start], y_test[start], batch_size=BATCH, memory=memory
+        )[name]
+        if result.success.any():
+            adversarial[name] = result.adversarial[result.success].numpy()
+            distortion[name] = float(result.distortion[result.success].mean())
     return AttackedSet(victim, *images, adversarial, distortion)
-
-
-def attack(
-    build: Callable, weights: dict, X, y, method: Callable, params: dict
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images that fool the victim, and the L2 norms of their changes."""
-    victim = load_victim(build, weights)
-    wrapped = PyTorchClassifier(
-        victim, nn.CrossEntropyLoss(), X.shape[1:], nb_classes=10, clip_values=(0, 1)
-    )
-    if method is carlini_l2:
-        batches = zip(*(torch.as_tensor(part).split(BATCH) for part in (X, y)), strict=True)
-        found = torch.cat([carlini_l2(victim, *batch, **params).adversarial for batch in batches])
-        found = np.where(found.isnan(), X, found)  # failed: the clean image, which fools nobody
-    else:
-        goal = y
-        if method is SaliencyMapMethod:  # is targeted
-            goal = np.eye(10)[(y + np.random.default_rng(0).integers(1, 10, len(y))) % 10]
-        found = method(wrapped, batch_size=BATCH, **params).generate(X, goal)
-    fooled = wrapped.predict(found).argmax(1) != y
-    changes = np.sqrt(np.square(found - X).sum((1, 2, 3)))
-    return found[fooled], changes[fooled]
 
 
 def load_victim(build: Callable, weights: dict) -> nn.Module:

@@ -118,7 +118,7 @@ class _Search:
         lower, upper = torch.zeros_like(const), torch.full_like(const, torch.inf)
         for _ in range(search_steps):
             w = self._squash(start).requires_grad_(True)
-            optimizer = torch.optim.Adam([w], lr=learning_rate)
+            optimizer = torch.optim.Adam([w], lr=learning_rate, fused=True)
             succeeded = torch.zeros_like(const, dtype=torch.bool)
             for _ in range(max_iter):
                 candidate = (torch.tanh(w) + 1) / 2 * (self.high - self.low) + self.low
@@ -172,6 +172,8 @@ class _Search:
 
     def _keep(self, candidate: Tensor, distortion: Tensor, success: Tensor) -> None:
         better = success & (distortion < self.best_distortion)
+        if not better.any():
+            return
         self.best_distortion[better] = distortion[better].to(self.best_distortion)
         self.best[better] = candidate.detach()[better]
 

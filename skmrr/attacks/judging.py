@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skmrr.attacks.result import is_defended
@@ -53,11 +53,21 @@ def victim_logits(network: nn.Module, x: Tensor, batch_size: int = 512) -> Float
 
 
 def wrong_classes(
-    network: nn.Module, x: Tensor, labels: Int[Tensor, " batch"], n_targets: int | None
+    network: nn.Module,
+    x: Tensor,
+    labels: Int[Tensor, " batch"],
+    n_targets: int | None,
+    allowed: Bool[Tensor, "batch classes"] | None = None,
 ) -> Int[Tensor, "batch targets"]:
-    """Classes other than the true one, those the victim finds likeliest first."""
-    logits = victim_logits(network, x)
-    order = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+    """Classes to drive each row to, those the victim finds likeliest first, −1 for none.
+
+    They are the `allowed` ones, by default all, but for the true class.
+    """
+    logits = victim_logits(network, x).scatter(1, labels[:, None], -torch.inf)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    values, order = logits.sort(1, descending=True)
+    order = order.masked_fill(values == -torch.inf, -1)
     return order[:, : min(n_targets or order.shape[1], order.shape[1] - 1)]
 
 

@@ -132,6 +132,7 @@ class ProjectedGradient(ABC):
         eps: float,
         clip_values: tuple = (0.0, 1.0),
         guides: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> AttackResult:
         """Attack rows.
 
@@ -148,7 +149,9 @@ class ProjectedGradient(ABC):
         clip_values : tuple of float, default=(0, 1)
             Range that adversarial rows stay in.
         guides : Tensor of shape (n, …), optional
-            Clean rows that show the way to each class; those flagged are left out.
+            Clean rows that show the way to each class.
+        targets : Tensor of shape (batch, classes), optional
+            True at the classes that each row may be driven to; by default all but its own.
 
         Returns
         -------
@@ -172,20 +175,20 @@ class ProjectedGradient(ABC):
             found = x.clone()  # a row that is misclassified and unflagged needs no search
             success = verified(network, x, found, labels, norm=NORMS[self.norm]).success
             found[~success] = torch.nan
-            targets = wrong_classes(network, x, labels, self.n_targets)
+            goals = wrong_classes(network, x, labels, self.n_targets, targets)
             trials = [
                 (variant, restart, k)
                 for restart in range(self.restarts)
                 for variant in range(self.n_variants)
-                for k in range(targets.shape[1])
+                for k in range(goals.shape[1])
             ]
             for variant, restart, k in tqdm(
                 trials, type(self).__name__, disable=not self.verbose, leave=False
             ):
-                left = torch.nonzero(found.flatten(1).isnan().any(1))[:, 0]
-                if len(left) == 0:
-                    break
-                found[left] = search.run(left, targets[left, k], variant, restart)
+                left = found.flatten(1).isnan().any(1) & (goals[:, k] != -1)
+                left = torch.nonzero(left)[:, 0]
+                if len(left):
+                    found[left] = search.run(left, goals[left, k], variant, restart)
             return verified(network, x, found, labels, norm=NORMS[self.norm])
 
 

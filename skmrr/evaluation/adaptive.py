@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
-from skmrr.evaluation.certified import ruled_out
+from skmrr.evaluation.certified import classes_within_reach
 from skmrr.evaluation.rows import as_rows, asked, clip_values_of
 from skmrr.nn.hooks import evaluating
 
@@ -86,7 +86,8 @@ def evaluate_adaptive(
         Whether to run every attack on every row, and report each. Otherwise an attack only sees
         rows that those before it have not broken, which is faster and leaves the worst case alone.
     trust_bounds : bool, default=False
-        Whether to attack only rows on which `certified_success_rate` does not rule success out.
+        Whether to leave out rows and target classes for which `certified_success_rate` rules
+        success out. Attacks are then given ``targets=`` as well, as `ProjectedGradient` takes them.
     verbose : bool, default=False
         Whether to show a progress bar.
 
@@ -149,18 +150,23 @@ def evaluate_adaptive(
             network = detector.defended_classifier(security_parameter=sp)
             stands = (answers == labels) & (scores >= np.log(sp))
             for smaller, radius in zip([None, *eps], eps, strict=False):
-                hopeless = torch.zeros_like(rows, dtype=torch.bool)
+                reach = None
                 if trust_bounds:
-                    hopeless = ruled_out(detector, x[rows], labels[rows], radius, sp)
+                    reach = classes_within_reach(detector, x[rows], labels[rows], radius, sp)
                 for name, attack in attacks.items():
                     bar.set_postfix_str(f"{name}, ε {radius:g}, SP {sp:g}")
                     key = name if per_attack else ANY
                     known = found[key, radius]
                     if smaller is not None:
                         known[:] = torch.where(known.isnan(), found[key, smaller], known)
-                    left = torch.nonzero(known.flatten(1).isnan().any(1) & ~hopeless)[:, 0]
+                    is_left = known.flatten(1).isnan().any(1)
+                    if reach is not None:
+                        is_left &= reach.any(1)
+                    left = torch.nonzero(is_left)[:, 0]
                     if len(left):
                         picked = rows[left]
+                        if reach is not None:
+                            params["targets"] = reach[left]
                         outcome = attack(network, x[picked], labels[picked], eps=radius, **params)
                         known[left] = outcome.adversarial
                     bar.update()

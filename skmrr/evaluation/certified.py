@@ -30,8 +30,8 @@ def certified_success_rate(
     Let x' lie within ε of a row x of class y, and let the classifier take it for c ≠ y. On the way
     from x' to x there is a point u within the detector's radius r of x' and within max(ε − r, 0) of
     x. The statistic at x' bounds z_y − z_c at u from above, and so cannot be less than the lower
-    bound of that difference over the smaller ball around x. Where even that is flagged, under each
-    class, no attack succeeds. The bound holds for every classifier, as the detector's own network
+    bound of that difference over the smaller ball around x. Where even that is flagged, for each
+    c, no attack succeeds. The bound holds for every classifier, as the detector's own network
     is all that it looks at; it is computed in floating point, without directed rounding.
 
     Parameters
@@ -81,36 +81,35 @@ def certified_success_rate(
     records = []
     for radius in eps:
         for sp in security_parameters:
-            possible = ~ruled_out(detector, x, labels, radius, sp)
+            possible = classes_within_reach(detector, x, labels, radius, sp).any(1)
             record = {"eps": radius, "security_parameter": sp, "n_rows": len(x)}
             records.append({**record, "success_rate": float(possible.double().mean())})
     return pandas.DataFrame(records)
 
 
 @torch.no_grad()
-def ruled_out(
+def classes_within_reach(
     detector: BaseDetector, x: Tensor, labels: Tensor, eps: float, security_parameter: float
 ) -> Tensor:
-    """Whether no attack within `eps` succeeds on a row, bool of shape (n,).
+    """Wrong classes that no bound keeps an attack within `eps` from, bool of shape (n, classes).
 
     Parameters are those of `certified_success_rate`; `x` are rows as the networks see them.
     """
     module = detector.module_
-    statistic = module.statistic
+    statistic, calibration = module.statistic, module.calibration
+    assert calibration is not None
     if not isinstance(statistic, CertifiedStatistic):
         raise TypeError(
             "Only LatentDefender(statistic='certified') has such a bound; attack other detectors "
             "by evaluate_adaptive."
         )
-    calibration = module.calibration
-    assert calibration is not None
     own = module.columns_of(labels)
     inner = max(eps - statistic.radius, 0.0)
     with evaluating(module):
         parts = zip(x.split(detector.batch_size), own.split(detector.batch_size), strict=True)
-        # s_c(x') ≥ the least z_y − z_j over the inner ball, whatever c ≠ y
-        least = -torch.cat([statistic.at(*part, inner) for part in parts])
-        columns = torch.arange(len(module.classes), device=x.device)
-        scores = [calibration(least, c.expand(len(least))) for c in columns]
-    best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf).amax(1)
-    return best < math.log(security_parameter)
+        # s_c(x') ≥ the least z_y − z_c over the inner ball
+        least = torch.cat([statistic.least_leads(*part, inner) for part in parts])
+        columns = torch.arange(least.shape[1], device=x.device)
+        scores = [calibration(least[:, c], c.expand(len(least))) for c in columns]
+    best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf)
+    return best >= math.log(security_parameter)

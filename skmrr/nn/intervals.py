@@ -162,6 +162,12 @@ class CertifiedStatistic(nn.Module):
         """Return the statistic of each row under one class, over another ball if given."""
         return self._at(self._inside(x, self.radius if radius is None else radius), columns)
 
+    def least_leads(
+        self, x: Tensor, columns: Int[Tensor, " batch"], radius: float
+    ) -> Float[Tensor, "batch classes"]:
+        """Lower bound of z_c − z_j over a ball, c being the class at each row's column."""
+        return -self.latent_map.highest_leads(self._inside(x, radius), columns).double()
+
     def _inside(self, x: Tensor, radius: float) -> Interval:
         return self.latent_map.bounds(*ball(x, radius, self.clip_values))
 
