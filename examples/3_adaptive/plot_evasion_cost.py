@@ -186,6 +186,7 @@ for shift, (sp, ratio) in zip((-0.2, 0.2), ratios.items(), strict=True):
 right.axhline(1, color="k", lw=1)
 right.set(xticks=places, xticklabels=args.members, xlabel="explored defenders, N")
 right.set(ylabel="L2 of evasion / L2 without defender", title="Carlini-L2, median of the images")
-right.legend(fontsize=8, loc="lower right")
+right.legend(fontsize=8, loc="upper left")
+right.margins(y=0.2)
 fig.savefig(args.output / "plot_evasion_cost.png", dpi=120)
 plt.show()
