@@ -1,17 +1,17 @@
 """Attacks in torch, batched: on a classifier, and on a classifier with its detector."""
 
 from skmrr.attacks.carlini import carlini_l2
-from skmrr.attacks.guides import Guides
-from skmrr.attacks.projected import (
+from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
     OrthogonalPGD,
-    ProjectedGradient,
     SelectivePGD,
-    Transfer,
 )
+from skmrr.attacks.guides import Guides
+from skmrr.attacks.projected import ProjectedGradient
 from skmrr.attacks.result import AttackResult, worst_case
 from skmrr.attacks.suite import adaptive_suite
+from skmrr.attacks.transfer import Transfer
 
 __all__ = [
     "AttackResult",

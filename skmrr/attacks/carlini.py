@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from skmrr.attacks.guides import Guides
 from skmrr.attacks.judging import Judgement, check_attack_input, judge, victim_logits
+from skmrr.attacks.projected import per_row
 from skmrr.attacks.result import AttackResult, is_defended, verified
 from skmrr.nn.detector import against_best_other
 from skmrr.nn.hooks import evaluating
@@ -137,13 +138,16 @@ class _Search:
     @torch.no_grad()
     def boundary(self, guide: Tensor) -> Tensor:
         """Point on the way from each row to its guide behind which the guide's answer holds."""
-        near, far = torch.zeros_like(self.best_distortion), torch.ones_like(self.best_distortion)
+        near, far = (
+            torch.zeros_like(self.best_distortion),
+            torch.ones_like(self.best_distortion),
+        )
         for _ in range(HALVINGS):
             middle = (near + far) / 2
-            point = torch.lerp(self.x, guide, _like(middle, guide))
+            point = torch.lerp(self.x, guide, per_row(middle, guide))
             success = self._gap(point)[1]
             near, far = torch.where(success, near, middle), torch.where(success, middle, far)
-        point = torch.lerp(self.x, guide, _like(far, guide))
+        point = torch.lerp(self.x, guide, per_row(far, guide))
         distance = (point - self.x).flatten(1).norm(dim=1)
         self._keep(point, distance, self._gap(point)[1])
         return point
@@ -197,7 +201,3 @@ def _guide(bank: Guides, search: _Search, rank: int) -> Tensor:
         nearer = length < distance[rows]
         best[rows[nearer]], distance[rows[nearer]] = guide[nearer], length[nearer]
     return best
-
-
-def _like(per_row: Tensor, x: Tensor) -> Tensor:
-    return per_row.view(-1, *[1] * (x.ndim - 1))

@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 
 from skmrr.attacks.guides import Guides
 from skmrr.attacks.judging import Judgement, check_attack_input, judge, wrong_classes
-from skmrr.attacks.result import AttackResult, is_defended, verified
+from skmrr.attacks.result import AttackResult, verified
 from skmrr.nn.hooks import evaluating
-from skmrr.nn.replica import LatentMap
 
 STARTS = ("clean", "random", "guide")
 NORMS = {"linf": math.inf, "l2": 2.0}
@@ -231,7 +230,7 @@ class _Search:
             points = points.detach()
             with torch.no_grad():
                 size = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
-                velocity = attack.momentum * velocity + gradient / _like(size, gradient)
+                velocity = attack.momentum * velocity + gradient / per_row(size, gradient)
                 reach = attack.step_size * 0.5 * (1 + math.cos(math.pi * step / attack.steps))
                 points = points + reach * self.eps * self._direction(velocity)
                 points = self._project(points, rows[active])
@@ -268,180 +267,8 @@ class _Search:
             change = change.clamp(-self.eps, self.eps)
         else:
             norm = change.flatten(1).norm(dim=1)
-            change = change * _like((self.eps / norm.clamp_min(1e-30)).clamp_max(1), change)
+            change = change * per_row((self.eps / norm.clamp_min(1e-30)).clamp_max(1), change)
         return (x + change).clamp(*self.clip_values)
-
-
-@dataclass(frozen=True)
-class LagrangianPGD(ProjectedGradient):
-    """Descend on the victim's term plus λ times the detector's, for each of several λ.
-
-    Parameters
-    ----------
-    weights : tuple of float, default=(0.1, 1.0, 10.0)
-        The λ, each tried on every target.
-    confidence : float, default=1.0
-        Lead and silence, beyond those needed, at which a term counts no more.
-
-    Notes
-    -----
-    The other parameters are those of `ProjectedGradient`.
-
-    References
-    ----------
-    N. Carlini, D. Wagner, "Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection
-    Methods", AISec 2017; A. Madry et al., ICLR 2018.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skmrr.attacks import LagrangianPGD
-    >>> result = LagrangianPGD(steps=10)(
-    ...     torch.nn.Identity(), torch.tensor([[0.6, 0.4]]), torch.tensor([0]), eps=0.3
-    ... )
-    >>> result.success
-    tensor([True])
-    """
-
-    weights: tuple[float, ...] = (0.1, 1.0, 10.0)
-    confidence: float = 1.0
-
-    @property
-    def n_variants(self) -> int:
-        """Number of λ."""
-        return len(self.weights)
-
-    def gradient(self, network, x, judgement, guide, variant):
-        """Gradient of the two terms' sum, downhill."""
-        fooling = judgement.lead.clamp_max(self.confidence)
-        silence = (-judgement.alarm).clamp_max(self.confidence)
-        total = fooling.sum() + self.weights[variant] * silence.sum()
-        return torch.autograd.grad(total, x)[0]
-
-
-@dataclass(frozen=True)
-class SelectivePGD(ProjectedGradient):
-    """Step on the victim until it is fooled, then on the detector until the victim is lost again.
-
-    Notes
-    -----
-    Parameters are those of `ProjectedGradient`.
-
-    References
-    ----------
-    O. Bryniarski, N. Hingun, P. Pachuca, V. Wang, N. Carlini, "Evading Adversarial Example
-    Detection Defenses with Orthogonal Projected Gradient Descent", ICLR 2022, section 4.1.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skmrr.attacks import SelectivePGD
-    >>> attack = SelectivePGD(steps=10, norm="l2", start="clean")
-    >>> attack(torch.nn.Identity(), torch.eye(3), torch.arange(3), eps=0.1).success.any()
-    tensor(False)
-    """
-
-    def gradient(self, network, x, judgement, guide, variant):
-        """Gradient of the one term that is not satisfied yet."""
-        chosen = torch.where(judgement.lead > 0, -judgement.alarm, judgement.lead)
-        return torch.autograd.grad(chosen.sum(), x)[0]
-
-
-@dataclass(frozen=True)
-class OrthogonalPGD(ProjectedGradient):
-    """Step on one term along the part of its gradient that leaves the other term as it is.
-
-    Notes
-    -----
-    Parameters are those of `ProjectedGradient`.
-
-    References
-    ----------
-    Bryniarski et al. 2022 (see `SelectivePGD`), section 4.2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skmrr.attacks import OrthogonalPGD
-    >>> attack = OrthogonalPGD(steps=10)
-    >>> attack(torch.nn.Identity(), torch.eye(3), torch.arange(3), eps=0.6).success.all()
-    tensor(True)
-    """
-
-    def gradient(self, network, x, judgement, guide, variant):
-        """Gradient of the unsatisfied term, less its projection on that of the other."""
-        fool = torch.autograd.grad(judgement.lead.sum(), x, retain_graph=True)[0]
-        if not judgement.alarm.requires_grad:
-            return fool
-        silence = torch.autograd.grad(-judgement.alarm.sum(), x)[0]
-        is_fooled = _like(judgement.lead > 0, x)
-        step, kept = torch.where(is_fooled, silence, fool), torch.where(is_fooled, fool, silence)
-        along = (step * kept).flatten(1).sum(1) / kept.flatten(1).square().sum(1).clamp_min(1e-30)
-        return step - _like(along, x) * kept
-
-
-@dataclass(frozen=True)
-class FeatureMatchingPGD(ProjectedGradient):
-    """Imitate the features of a clean guide of the target class.
-
-    Matched are the victim's logits and the latent vectors and logits of every latent map in the
-    detector, each in units of its norm.
-
-    Notes
-    -----
-    Parameters are those of `ProjectedGradient`.
-
-    References
-    ----------
-    S. Sabour, Y. Cao, F. Faghri, D. Fleet, "Adversarial Manipulation of Deep Representations",
-    ICLR 2016.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skmrr.attacks import FeatureMatchingPGD
-    >>> x = torch.eye(3)
-    >>> attack = FeatureMatchingPGD(steps=10, start="clean")
-    >>> attack(torch.nn.Identity(), x, torch.arange(3), eps=0.6, guides=x).success.all()
-    tensor(True)
-    """
-
-    @property
-    def needs_guides(self) -> bool:
-        """Always."""
-        return True
-
-    def prepare(self, network, guide):
-        """Features of the guides."""
-        with torch.no_grad():
-            return _features(network, guide)
-
-    def gradient(self, network, x, judgement, guide, variant):
-        """Gradient of the squared distance to the guide's features, downhill."""
-        distance = (_features(network, x) - guide).square().sum(1)
-        return torch.autograd.grad(-distance.sum(), x)[0]
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Attack a copy that the attacker has trained, and try the outcome on the network itself.
-
-    Parameters
-    ----------
-    surrogate : nn.Module
-        A `skmrr.nn.DefendedClassifier` or a classifier, such as one from another seed.
-    attack : ProjectedGradient
-        What to attack it with.
-    """
-
-    surrogate: nn.Module
-    attack: ProjectedGradient
-
-    def __call__(self, network, x, labels, *, eps, **params) -> AttackResult:
-        """Attack the surrogate, and verify on `network`; parameters as of `ProjectedGradient`."""
-        found = self.attack(self.surrogate, x, labels, eps=eps, **params)
-        with evaluating(network):
-            return verified(network, x, found.adversarial, labels, norm=NORMS[self.attack.norm])
 
 
 def textured_pixels(x: Float[Tensor, "batch channels height width"]) -> Tensor:
@@ -452,21 +279,11 @@ def textured_pixels(x: Float[Tensor, "batch channels height width"]) -> Tensor:
     lowest = -functional.max_pool2d(-x, 3, stride=1, padding=1)
     spread = (highest - lowest).amax(1, keepdim=True)  # batch 1 height width
     median = spread.flatten(1).median(1).values
-    return (spread > _like(median, spread)).to(x)
+    return (spread > per_row(median, spread)).to(x)
 
 
-def _features(network: nn.Module, x: Tensor) -> Float[Tensor, "batch features"]:
-    classifier = network.classifier if is_defended(network) else network
-    parts = [classifier(x)]
-    if is_defended(network):
-        for part in network.detector.modules():
-            if isinstance(part, LatentMap):
-                parts += part.features_and_logits(x)
-    return torch.cat([functional.normalize(part.flatten(1)) for part in parts], dim=1)
-
-
-def _like(per_row: Tensor, x: Tensor) -> Tensor:
+def per_row(values: Tensor, x: Tensor) -> Tensor:
     """One value a row in the shape that multiplies `x`."""
-    return per_row.to(x.dtype if per_row.is_floating_point() else per_row.dtype).view(
+    return values.to(x.dtype if values.is_floating_point() else values.dtype).view(
         -1, *[1] * (x.ndim - 1)
     )

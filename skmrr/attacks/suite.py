@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from skmrr.attacks.projected import (
+from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
     OrthogonalPGD,
-    ProjectedGradient,
     SelectivePGD,
 )
+from skmrr.attacks.projected import ProjectedGradient
 
 
 def adaptive_suite(

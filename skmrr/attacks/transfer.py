@@ -1,0 +1,31 @@
+"""Attacks on a copy."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from skmrr.attacks.projected import NORMS, ProjectedGradient
+from skmrr.attacks.result import AttackResult, verified
+from skmrr.nn.hooks import evaluating
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Attack a copy that the attacker has trained, and try the outcome on the network itself.
+
+    Parameters
+    ----------
+    surrogate : nn.Module
+        A `skmrr.nn.DefendedClassifier` or a classifier, such as one from another seed.
+    attack : ProjectedGradient
+        What to attack it with.
+    """
+
+    surrogate: nn.Module
+    attack: ProjectedGradient
+
+    def __call__(self, network, x, labels, *, eps, **params) -> AttackResult:
+        """Attack the surrogate, and verify on `network`; parameters as of `ProjectedGradient`."""
+        found = self.attack(self.surrogate, x, labels, eps=eps, **params)
+        with evaluating(network):
+            return verified(network, x, found.adversarial, labels, norm=NORMS[self.attack.norm])
