@@ -219,11 +219,8 @@ class LatentDefender(BaseDetector):
     def _fit_statistic(self, rows, columns, train, random_state):
         self.statistic_ = self._resolve_statistic()
         self.exploration_radius_ = self._resolve_radius(rows, train, random_state)
-        if self.statistic_ == "certified" and not (self.exploration_radius_ and self.realign):
-            raise ValueError(
-                "statistic='certified' bounds a ball that the map was trained on: give "
-                "exploration_radius=…, and leave realign=True."
-            )
+        if self.statistic_ == "certified":
+            self._check_certified()
         device = resolve_device(self.device, self.module)
         sample = _balanced_sample(train, columns, random_state)
         x, classes = rows.take(sample), torch.as_tensor(columns[sample], device=device)
@@ -299,6 +296,20 @@ class LatentDefender(BaseDetector):
         with evaluating(latent_map):
             latent_map.initialise(as_input(x, latent_map, device), classes, n_classes)
         return latent_map
+
+    def _check_certified(self) -> None:
+        if self.realign and not self.exploration_radius_:
+            raise ValueError(
+                "statistic='certified' bounds a ball that the map was trained on: give "
+                "exploration_radius=…."
+            )
+        if not self.realign and not isinstance(self.module, IntervalMap):
+            raise ValueError(
+                "statistic='certified' with realign=False reads bounds of an IntervalMap that was "
+                "trained before; give one as module=…, or leave realign=True."
+            )
+        if not self.exploration_radius_ and self.certified_radius == "auto":
+            raise ValueError("Without an exploration_radius, certified_radius must be a number.")
 
     def _copied_map(self, random_state) -> LatentMap:
         if self.statistic_ != "certified" or isinstance(self.module, IntervalMap):

@@ -19,7 +19,19 @@ SMALL = {
     ],
     "4_paper/adaptive.py": [
         *("--seeds", "1", "--victim-epochs", "1", "--epochs", "1", "--certified-epochs", "1"),
-        *("--attacked", "10", "--attacked-explored", "5", "--steps", "2", "--restarts", "1"),
+        *(
+            "--networks",
+            "1",
+            "2",
+            "--attacked",
+            "10",
+            "--attacked-explored",
+            "5",
+            "--steps",
+            "2",
+            "--restarts",
+            "1",
+        ),
         *("--square", "5", "--carlini", "3", "--carlini-steps", "5", "--static", "10"),
     ],
     "4_paper/ensemble.py": [

@@ -194,12 +194,41 @@ def test_auto_radius_is_half_the_exploration(digits):
     assert fitted.module_.statistic.radius == pytest.approx(0.075)
 
 
+def test_the_mean_of_maps_has_the_mean_of_their_bounds(images):
+    maps = [
+        IntervalMap(NETWORKS[name](), torch.Generator().manual_seed(k))
+        for k, name in enumerate(("plain", "convolutions", "pools"))
+    ]
+    average = IntervalMap.average(maps)
+    box = ball(images, 0.1, (0, 1))
+    columns = torch.arange(6) % 3
+    expected = sum(part.highest_leads(part.bounds(*box), columns) for part in maps) / 3
+    torch.testing.assert_close(average.highest_leads(average.bounds(*box), columns), expected)
+    logits = sum(part.features_and_logits(images)[1] for part in maps) / 3
+    torch.testing.assert_close(average.features_and_logits(images)[1], logits)
+
+
+def test_trained_maps_are_read_without_training(certified, digits, net, fresh):
+    X, y = digits
+    other = clone(certified).set_params(random_state=1).fit(X[:1400], y[:1400])
+    maps = [defender.module_.statistic.latent_map for defender in (certified, other)]
+    both = LatentDefender(
+        IntervalMap.average(maps), classifier=net, statistic="certified", realign=False,
+        certified_radius=0.05, clip_values=(0, 1), random_state=0,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+    x, columns = torch.as_tensor(fresh[0]), torch.as_tensor(fresh[1])
+    leads = [d.module_.statistic.least_leads(x, columns, 0.1) for d in (certified, other, both)]
+    torch.testing.assert_close(leads[2], (leads[0] + leads[1]) / 2, rtol=1e-4, atol=1e-4)
+    bound = certified_success_rate(both, *fresh, eps=[0.1], security_parameters=[0.05])
+    assert 0 < bound["success_rate"].iloc[0] < 0.5
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"module": None}, "needs module"),
         ({"exploration_radius": 0.0}, "exploration_radius"),
-        ({"realign": False}, "realign=True"),
+        ({"realign": False}, "trained before"),
     ],
 )
 def test_what_it_needs_is_asked_for(digits, params, message):

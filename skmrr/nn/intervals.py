@@ -37,6 +37,8 @@ class IntervalMap(LatentMap):
         drawn, as bounds of a network trained otherwise say nothing.
     generator : torch.Generator, optional
         Source of the weights.
+    keep_weights : bool, default=False
+        Whether to copy the weights after all, of a network that was trained by bounds.
 
     Raises
     ------
@@ -44,7 +46,13 @@ class IntervalMap(LatentMap):
         If it does not end in a linear layer, or cannot be traced by ``torch.fx``.
     """
 
-    def __init__(self, network: nn.Module, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        generator: torch.Generator | None = None,
+        *,
+        keep_weights: bool = False,
+    ):
         super().__init__()
         try:
             traced = symbolic_trace(copy.deepcopy(network))
@@ -62,7 +70,16 @@ class IntervalMap(LatentMap):
         traced.delete_all_unused_submodules()
         traced.recompile()
         self.body: GraphModule = traced
-        self._draw_weights(generator)
+        if not keep_weights:
+            self._draw_weights(generator)
+
+    @classmethod
+    def average(cls, maps: "list[IntervalMap]") -> "IntervalMap":
+        """One map with the mean of the logits of several, whose bounds are the mean of theirs.
+
+        Networks err on different rows, so that their mean rules out more than each of them.
+        """
+        return cls(_Average(maps), keep_weights=True).requires_grad_(False)
 
     def features_and_logits(self, x):
         """Run the network; φ(x) is the normalised input of its last layer."""
@@ -177,6 +194,24 @@ class CertifiedStatistic(nn.Module):
         return others.amax(1).double()
 
 
+class _Average(nn.Module):
+    """Bodies side by side, under one head that averages their logits."""
+
+    def __init__(self, maps: list[IntervalMap]):
+        super().__init__()
+        self.bodies = nn.ModuleList(part.body for part in maps)
+        weight = torch.cat([part.head.weight for part in maps], dim=1) / len(maps)
+        biases = [part.head.bias for part in maps if part.head.bias is not None]
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        self.head.weight = nn.Parameter(weight.detach())
+        total = sum(biases, torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))
+        self.head.bias = nn.Parameter((total / len(maps)).detach())
+
+    def forward(self, x):
+        """Return the mean logits."""
+        return self.head(torch.cat([body(x).flatten(1) for body in self.bodies], 1))
+
+
 class _IntervalInterpreter(Interpreter):
     """Runs a traced network on intervals instead of tensors."""
 
@@ -196,7 +231,8 @@ class _IntervalInterpreter(Interpreter):
         return self._call(METHOD_RULES.get(target), target, args, kwargs)
 
     def _call(self, rule, target, args, kwargs):
-        if not any(isinstance(arg, Interval) for arg in args):
+        flat = [part for arg in args for part in (arg if isinstance(arg, list) else [arg])]
+        if not any(isinstance(part, Interval) for part in flat):
             method = isinstance(target, str)
             return (super().call_method if method else super().call_function)(target, args, kwargs)
         if rule is None:
@@ -257,6 +293,11 @@ def _divide(operation, a, b) -> Interval:
     return Interval(operation(a.centre, b), operation(a.radius, abs(b)))
 
 
+def _concatenate(operation, parts: list[Interval], *args, **kwargs) -> Interval:
+    centres, radii = zip(*parts, strict=True)
+    return Interval(operation(centres, *args, **kwargs), operation(radii, *args, **kwargs))
+
+
 def _method(name: str, x: Interval, *args, **kwargs) -> Interval:
     return _both(lambda part: getattr(part, name)(*args, **kwargs), x)
 
@@ -274,6 +315,7 @@ FUNCTION_RULES: dict[Callable, Callable] = {
     operator.sub: _add,
     operator.mul: _scale,
     operator.truediv: _divide,
+    torch.cat: _concatenate,
     torch.flatten: lambda f, x, *args, **kw: _both(lambda part: f(part, *args, **kw), x),
     **dict.fromkeys(
         [torch.relu, functional.relu, functional.max_pool2d],
