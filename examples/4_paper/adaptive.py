@@ -7,11 +7,10 @@ image is misclassified and not flagged, at a threshold that clean images have se
 
 On MNIST: the explored defender of ``mnist_latent.py`` (radius 0.2), a certified one, a small
 network trained by interval bounds on the victim's own 50,000 clean training images, and the average
-of three such networks. Of the latter two the share of images that *any* attack within ε can win is known without attacking (the bound holds
-for the first ``--attacked`` test images that the victim takes for what they are, and for all of
-them); only images that it does not rule out are attacked, at full strength. Then Carlini-L2 with
-the detector in its loss: how much farther than without? On CIFAR-10: an explored and a plain latent
-defender of ResNet-20.
+of three such networks. Of the latter two the share of images that *any* attack within ε can win is
+known without attacking, for all test images and for the first ``--attacked`` ones; images that it
+rules out are not attacked. Then Carlini-L2 with the detector in its loss: how much farther than
+without? On CIFAR-10: an explored and a plain latent defender of ResNet-20.
 
 The certified defender's training (radius 0.33, certified radius 0.1, epochs) was chosen on seed 0.
 
