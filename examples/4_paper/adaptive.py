@@ -289,7 +289,11 @@ def run_members(seed: int, args, memory) -> list[pd.DataFrame]:
     x, labels = (
         torch.as_tensor(part[right][: args.carlini]) for part in (data.X_test, data.y_test)
     )
-    params = {"search_steps": args.carlini_search, "max_iter": args.carlini_steps}
+    params = {
+        "search_steps": args.carlini_search,
+        "max_iter": args.carlini_steps,
+        "guides": torch.as_tensor(data.X_calibration[:5000]),
+    }
     alone = carlini_l2(data.victim, x, labels, **params)
     rows = []
     for n in args.members:

@@ -156,7 +156,8 @@ class Realigner:
 
     def _is_growing(self) -> bool:
         """Whether the explored balls still grow, and the clean loss rises for that reason."""
-        return self.explorer is not None and self.schedule.last_epoch < RAMP * self.n_steps
+        ramp = INTERVAL_RAMP if isinstance(self.explorer, IntervalExplorer) else RAMP
+        return self.explorer is not None and self.schedule.last_epoch < ramp * self.n_steps
 
     def _mean(self, loss_of, batches) -> float:
         """Mean of a loss over the rows of all batches."""
