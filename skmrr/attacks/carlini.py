@@ -138,10 +138,8 @@ class _Search:
     @torch.no_grad()
     def boundary(self, guide: Tensor) -> Tensor:
         """Point on the way from each row to its guide behind which the guide's answer holds."""
-        near, far = (
-            torch.zeros_like(self.best_distortion),
-            torch.ones_like(self.best_distortion),
-        )
+        near = torch.zeros_like(self.best_distortion)
+        far = torch.ones_like(near)
         for _ in range(HALVINGS):
             middle = (near + far) / 2
             point = torch.lerp(self.x, guide, per_row(middle, guide))
@@ -157,7 +155,7 @@ class _Search:
         lead, alarm = self._judge(candidate)
         gap = (self.confidence - lead).clamp_min(0)  # f₆: zero once fooled with margin κ
         success = (gap <= 0) & (lead > 0) & (alarm <= 0)
-        if alarm.requires_grad or is_defended(self.network):
+        if is_defended(self.network):
             gap = gap + self.detector_weight * alarm.clamp_min(0)
         return gap, success
 

@@ -222,8 +222,7 @@ class _Search:
             points.requires_grad_(True)
             judgement = judge(self.network, points, targets)
             success = judgement.success
-            if success.any() or step == attack.steps:
-                found[active[success]] = points.detach()[success]
+            found[active[success]] = points.detach()[success]
             if success.all() or step == attack.steps:
                 break
             gradient = attack.gradient(self.network, points, judgement, prepared, variant)
