@@ -313,7 +313,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         }
         named: list[tuple] = latent_defenders(
             self.n_defenders or 1,
-            self.estimator or LatentDefender(exploration_radius="auto", learning_rate=3e-3),
+            self.estimator or default_defender(),
             self.classifier,
             self.layer,
             self.width,
@@ -453,6 +453,11 @@ class MRREnsemble(_BaseComposition, BaseDetector):
                 f"zero: one for each of {self.member_names_}."
             )
         return weights
+
+
+def default_defender() -> LatentDefender:
+    """Make the template of an ensemble's default latent defenders."""
+    return LatentDefender(exploration_radius="auto", learning_rate=3e-3)
 
 
 def _training_rows(member, rows: Rows, y: np.ndarray, train: np.ndarray):

@@ -25,6 +25,7 @@ LAYERS = [
     {"members"},
     {"baselines", "ensemble"},
     {"evaluation", "persistence", "art"},
+    {"bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
@@ -88,7 +89,7 @@ def test_packages_stay_where_they_belong(path):
         assert "sklearn" not in packages
     if part not in {"art", "examples"}:
         assert "art" not in packages
-    if part not in {"evaluation", "examples"}:
+    if part not in {"evaluation", "bench", "examples"}:
         assert "matplotlib" not in packages
 
 

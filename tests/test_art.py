@@ -25,7 +25,15 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
-from skmrr.art import MRRDetector, as_module, defended_classifier, paper_attacks, run_attacks
+from skmrr.art import (
+    MRRDetector,
+    as_module,
+    defended_classifier,
+    judge_transfer,
+    modern_attacks,
+    paper_attacks,
+    run_attacks,
+)
 
 MEAN, STD = 0.3, 0.4
 
@@ -447,3 +455,170 @@ def test_suite_is_cached_by_weights(make_net, digits, tmp_path):
 def test_suite_needs_clip_values(net, digits, suite):
     with pytest.raises(ValueError, match="clip_values"):
         run_attacks(wrap(net, clip_values=None), suite, *digits)
+
+
+KINDS = ["PGD", "APGD", "APGD-DLR", "AutoAttack", "Square", "HopSkipJump"]
+SMALL = {"steps": 10, "square_steps": 30, "hop_steps": (2, 20)}
+
+
+def assert_same(one, other):
+    assert_array_equal(one.success, other.success)
+    assert_array_equal(one.adversarial, other.adversarial)
+
+
+@pytest.fixture(scope="module")
+def right(net, digits):
+    """Rows that the victim gets right."""
+    X, y = (part[1500:] for part in digits)
+    kept = net(torch.as_tensor(X)).argmax(1).numpy() == y
+    return X[kept][:40], y[kept][:40]
+
+
+@pytest.fixture(scope="module")
+def modern(net, right):
+    return run_attacks(wrap(net), modern_attacks(eps=(0.05, 0.1, 0.2), **SMALL), *right)
+
+
+def test_modern_suite_names_kind_and_strength():
+    names = list(modern_attacks(eps=(0.1,)))
+    assert [name.split()[0] for name in names] == KINDS
+    assert names[0] == "PGD 0.1"
+    assert "HopSkipJump" not in modern_attacks(hop_steps=None)
+
+
+def test_modern_attacks_stay_in_their_ball_and_fool(net, right, modern):
+    X, y = right
+    for name, result in modern.items():
+        found, success = result.adversarial.numpy(), result.success.numpy()
+        assert success.any()
+        assert (wrap(net).predict(found[success]).argmax(1) != y[success]).all()
+        assert np.isnan(found[~success]).all()
+        assert 0 <= found[success].min() <= found[success].max() <= 1
+        if name != "HopSkipJump":
+            eps = float(name.split()[1])
+            assert np.abs(found - X)[success].max() <= eps + 1e-6
+
+
+def test_modern_attacks_succeed_more_with_strength(modern):
+    for kind in KINDS[:-1]:
+        weak, middle, strong = (modern[f"{kind} {eps}"].success for eps in (0.05, 0.1, 0.2))
+        assert weak.sum() < middle.sum() < strong.sum()
+    assert modern["AutoAttack 0.2"].success.all()
+    assert modern["HopSkipJump"].success.all()
+
+
+def test_autoattack_finds_what_apgd_finds(modern):
+    for eps in (0.05, 0.1, 0.2):
+        apgd, auto = (modern[f"{kind} {eps}"] for kind in ("APGD", "AutoAttack"))
+        assert auto.success[apgd.success].all()
+
+
+def test_hopskipjump_comes_closer_with_steps(net, right, modern):
+    suite = modern_attacks(eps=(), hop_steps=(6, 50))
+    longer = run_attacks(wrap(net), suite, right[0][:8], right[1][:8])["HopSkipJump"]
+    assert longer.distortion.median() < modern["HopSkipJump"].distortion[:8].median()
+
+
+def test_hopskipjump_needs_rows_of_another_class_or_noise(net, right):
+    X, y = right[0][:1], right[1][:1]
+    suite = modern_attacks(eps=(), hop_steps=(1, 10))
+    alone = run_attacks(wrap(net), suite, X, y)["HopSkipJump"]
+    noise = np.random.default_rng(0).uniform(size=(100, 1, 8, 8)).astype(np.float32)
+    assert alone.success.item() == (wrap(net).predict(noise).argmax(1) != y).any()
+    wrong = run_attacks(wrap(net), suite, X, (y + 1) % 10)["HopSkipJump"]
+    assert_array_equal(wrong.adversarial, X)
+    assert_array_equal(wrong.distortion, [0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attacks_do_not_depend_on_what_ran_before(net, right, modern, kind):
+    X, y = right
+    name = kind if kind == "HopSkipJump" else f"{kind} 0.1"
+    suite = modern_attacks(eps=(0.1,), **SMALL)
+    np.random.seed(7)  # noqa: NPY002 - the generator that ART draws from
+    torch.manual_seed(7)
+    expected = np.random.random(), torch.rand(1).item()  # noqa: NPY002
+    np.random.seed(7)  # noqa: NPY002
+    torch.manual_seed(7)
+    again = run_attacks(wrap(net), {name: suite[name]}, X, y)[name]
+    assert_same(again, modern[name])
+    assert (np.random.random(), torch.rand(1).item()) == expected  # noqa: NPY002
+
+
+def test_seed_is_restored_after_an_error(net, right):
+    class Failing(FastGradientMethod):
+        def generate(self, *args, **kwargs):
+            np.random.random()  # noqa: NPY002
+            raise RuntimeError("no luck")
+
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    suite = {"FGSM": paper_attacks()["FGSM 0.1"]._replace(method=Failing)}
+    with pytest.raises(RuntimeError, match="no luck"):
+        run_attacks(wrap(net), suite, *right)
+    assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_attacks_leave_the_victim_alone(make_net, right):
+    victim = make_net().train()
+    nn.functional.cross_entropy(victim(torch.as_tensor(right[0])), torch.arange(40) % 10).backward()
+    victim[0].bias.requires_grad_(False)
+    before = [(p.clone(), p.grad.clone(), p.requires_grad) for p in victim.parameters()]
+    classifier = wrap(victim)
+    loss = classifier.loss
+    suite = modern_attacks(eps=(0.1,), steps=2, square_steps=2, hop_steps=(1, 5))
+    run_attacks(classifier, suite, right[0][:8], right[1][:8])
+    assert all(module.training for module in victim.modules())
+    assert classifier.loss is loss
+    for parameter, (value, gradient, requires_grad) in zip(
+        victim.parameters(), before, strict=True
+    ):
+        assert torch.equal(parameter, value)
+        assert torch.equal(parameter.grad, gradient)
+        assert parameter.requires_grad == requires_grad
+
+
+def test_modern_attacks_see_preprocessing_and_channels(net, right, modern):
+    """The same network behind ART's normalisation, or with channels last, falls to the same."""
+    X, y = right
+    suite = modern_attacks(eps=(0.1,), **SMALL)
+    normalised = wrap(Denormalised(net).eval(), preprocessing=(MEAN, STD))
+    last = wrap(ChannelsLast(net).eval(), channels_first=False)
+    for name, result in run_attacks(normalised, suite, X, y).items():
+        assert abs(result.success.sum() - modern[name].success.sum()) <= 2
+    for name, result in run_attacks(last, suite, np.moveaxis(X, 1, -1), y).items():
+        assert abs(result.success.sum() - modern[name].success.sum()) <= 4
+
+
+def test_modern_suite_on_a_defended_classifier(latent, threes):
+    classifier = defended_classifier(latent, labels=3)
+    suite = modern_attacks(eps=(0.3,), **SMALL)
+    results = run_attacks(classifier, suite, threes, np.full(len(threes), 3))
+    for result in results.values():
+        if result.success.any():
+            answers = latent.classify(result.adversarial[result.success])
+            assert not np.isin(answers, (-1, 3)).any()
+
+
+def test_modern_suite_is_cached(make_net, right, tmp_path):
+    X, y = (part[:4] for part in right)
+    memory = joblib.Memory(tmp_path, verbose=0)
+    suite = modern_attacks(eps=(0.1,), steps=2, square_steps=2, hop_steps=(1, 5))
+    classifier = wrap(make_net())
+    first = run_attacks(classifier, suite, X, y, memory=memory)
+    classifier.predict = None  # what is cached asks nobody
+    for name, result in run_attacks(classifier, suite, X, y, memory=memory).items():
+        assert_array_equal(result.success, first[name].success)
+
+
+def test_transfer_counts_what_fools_the_victim(net, make_net, right, modern):
+    X, y = right
+    source, victim = modern["PGD 0.2"], wrap(make_net(1))
+    judged = judge_transfer(source, victim, X, y)
+    found = judged.adversarial.numpy()
+    success = judged.success.numpy()
+    assert_array_equal(success, victim.predict(source.adversarial.numpy()).argmax(1) != y)
+    assert_array_equal(found[success], source.adversarial.numpy()[success])
+    assert_array_equal(judged.distortion[success], source.distortion[success])
+    assert_same(judge_transfer(source, wrap(net), X, y), source)
+    weak = modern["PGD 0.05"]
+    assert not judge_transfer(weak, victim, X, y).success[~weak.success].any()

@@ -11,13 +11,37 @@ from skmrr import (
     MRREnsemble,
     NoiseDefender,
 )
+from skmrr.baselines import (
+    APEGANDetector,
+    EfficientDefensesDetector,
+    EnergyDetector,
+    FeatureSqueezingDetector,
+    KernelDensityDetector,
+    LIDDetector,
+    MagNetDetector,
+    MahalanobisDetector,
+    MaxSoftmaxDetector,
+    NearestNeighborsDetector,
+)
 
 # The checks fit on ten rows and up: a coarse false-alarm rate that so few can promise, and
 # short trainings. Everything else is as users get it.
 coarse = {"security_parameter": 0.25, "calibration_fraction": 0.5}
 small = {**coarse, "max_epochs": 2}
 
+BASELINE_SCORES = [
+    EnergyDetector(**coarse),
+    FeatureSqueezingDetector(**coarse),
+    KernelDensityDetector(**coarse),
+    LIDDetector(**coarse, n_neighbors=3),
+    MahalanobisDetector(**coarse),
+    MahalanobisDetector(**coarse, statistic="class"),
+    MaxSoftmaxDetector(**coarse),
+    NearestNeighborsDetector(**coarse, n_neighbors=3),
+]
+
 ESTIMATORS = [
+    *BASELINE_SCORES,
     FeatureExtractor(nn.Sequential(nn.Tanh()), layer="0"),
     FixedThresholdDetector(LatentDefender(**small, random_state=0), security_parameter=0.25),
     InputDictionaryDefender(**coarse),
@@ -33,6 +57,9 @@ ESTIMATORS = [
         defenders=[("a", LatentDefender(max_epochs=2)), ("b", NoiseDefender(noise="sparse"))],
     ),
     NoiseDefender(**coarse),
+    APEGANDetector(**small),
+    EfficientDefensesDetector(**small),
+    MagNetDetector(**small),
 ]
 
 

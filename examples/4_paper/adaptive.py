@@ -10,7 +10,7 @@ network trained by interval bounds on the victim's own 50,000 clean training ima
 of three such networks. Of the latter two the share of images that *any* attack within ε can win is
 known without attacking, for all test images and for the first ``--attacked`` ones; images that it
 rules out are not attacked. Then Carlini-L2 with the detector in its loss: how much farther than
-without? With ``--data members`` the same for N narrow explored defenders. On CIFAR-10: an explored
+without? On CIFAR-10: an explored
 and a plain latent defender of ResNet-20.
 
 The certified defender's training (radius 0.33, certified radius 0.1, epochs) was chosen on seed 0.
@@ -28,13 +28,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import victims
 from art.attacks.evasion import SquareAttack
-from sklearn.frozen import FrozenEstimator
-from torch import nn
-from victims import KINDS, auc
 
-from skmrr import LatentDefender, MRREnsemble, replicate
+from skmrr import LatentDefender, replicate
 from skmrr.art import defended_classifier
 from skmrr.attacks import (
     AttackResult,
@@ -42,11 +38,13 @@ from skmrr.attacks import (
     OrthogonalPGD,
     SelectivePGD,
     adaptive_suite,
-    carlini_l2,
 )
 from skmrr.attacks.result import verified
+from skmrr.bench.networks import build_certified
+from skmrr.bench.problems import KINDS, N_VICTIM, cifar10, mnist
 from skmrr.datasets import load_cifar10, load_mnist
 from skmrr.evaluation import (
+    auc_interval,
     certified_success_rate,
     evaluate_adaptive,
     evasion_cost,
@@ -60,20 +58,6 @@ HERE = Path(__file__).parent
 MNIST_EPS = (0.1, 0.2, 0.3)
 CIFAR10_EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 SP = (0.01, 0.05, 0.5)
-
-
-def build_certified() -> nn.Sequential:
-    """Build a network of plain layers, smaller than the victim."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * 49, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
 
 
 def fit_explored(data, seed: int, epochs: int) -> LatentDefender:
@@ -92,7 +76,7 @@ def fit_explored(data, seed: int, epochs: int) -> LatentDefender:
 
 def fit_certified(data, seed: int, epochs: int) -> LatentDefender:
     """Fit a defender whose margin is bounded over a ball."""
-    X, y = load_mnist("train", n_samples=victims.N_VICTIM)
+    X, y = load_mnist("train", n_samples=N_VICTIM)
     return LatentDefender(
         build_certified(),
         classifier=data.victim,
@@ -174,7 +158,7 @@ def static(defender, data) -> pd.DataFrame:
     rows = {}
     for name, images in data.adversarial.items():
         score = defender.score_samples(images)
-        rows[name] = {"AUC": auc(clean, score), "TPR": tpr_at_fpr(clean, score, 0.01)}
+        rows[name] = {"AUC": auc_interval(clean, score)[0], "TPR": tpr_at_fpr(clean, score, 0.01)}
     return pd.DataFrame(rows).T
 
 
@@ -211,7 +195,7 @@ def attacked(name: str, defender, data, eps, suite, n_attacked: int, **params) -
 
 def run_mnist(seed: int, args, memory) -> list[pd.DataFrame]:
     """Measure both defenders of one victim."""
-    data = victims.mnist(
+    data = mnist(
         seed,
         memory,
         n_attacked=args.static,
@@ -280,64 +264,9 @@ def run_mnist(seed: int, args, memory) -> list[pd.DataFrame]:
     return tables
 
 
-def run_members(seed: int, args, memory) -> list[pd.DataFrame]:
-    """Table 2 of the paper: N narrow explored defenders of MNIST's victim against Carlini-L2."""
-    data = victims.mnist(seed, memory, victim_epochs=args.victim_epochs, kinds=())
-    path = args.output / f"mnist_members_{seed}.joblib"
-    members = kept(path, fit_members, data, seed, max(args.members), args.small_epochs)
-    right = victims.predict(data.victim, data.X_test) == data.y_test
-    x, labels = (
-        torch.as_tensor(part[right][: args.carlini]) for part in (data.X_test, data.y_test)
-    )
-    params = {
-        "search_steps": args.carlini_search,
-        "max_iter": args.carlini_steps,
-        "guides": torch.as_tensor(data.X_calibration[:5000]),
-    }
-    alone = carlini_l2(data.victim, x, labels, **params)
-    rows = []
-    for n in args.members:
-        ensemble = MRREnsemble(
-            data.victim,
-            defenders=[(name, FrozenEstimator(member)) for name, member in members[:n]],
-            margin=False,
-            clip_values=(0, 1),
-            random_state=0,
-        ).fit(data.X_calibration, victims.predict(data.victim, data.X_calibration))
-        clean = ensemble.score_samples(data.X_test)
-        for sp in (0.01, 0.05):
-            network = ensemble.defended_classifier(security_parameter=sp)
-            ratio = carlini_l2(network, x, labels, **params).distortion / alone.distortion
-            budgets = {f"holds at {b}×": float((ratio > b).double().mean()) for b in (1.2, 1.5, 2)}
-            row = {"N": n, "SP": sp, "false alarms": np.mean(clean < np.log(sp))}
-            rows.append({**row, "L2 ratio": float(ratio.median()), **budgets})
-            print(pd.Series(rows[-1]).round(4).to_dict(), flush=True)
-    table = pd.DataFrame(rows)
-    print(f"\nN narrow defenders, {len(x)} images\n{table.round(4).to_string(index=False)}")
-    table.to_csv(args.output / f"members_{seed}.csv", index=False)
-    return []
-
-
-def fit_members(data, seed: int, n: int, epochs: int) -> list[tuple[str, LatentDefender]]:
-    """Fit latent defenders of a quarter of the victim's width."""
-    template = LatentDefender(exploration_radius=0.2, learning_rate=3e-3, max_epochs=epochs)
-    ensemble = MRREnsemble(
-        data.victim,
-        n_defenders=n,
-        width=0.25,
-        input_defender=False,
-        margin=False,
-        estimator=template,
-        clip_values=(0, 1),
-        calibration_fraction=0,
-        random_state=seed,
-    ).fit(data.X_fit, data.y_fit)
-    return list(ensemble.named_defenders_.items())
-
-
 def run_cifar10(seed: int, args, memory) -> list[pd.DataFrame]:
     """Measure a plain and an explored replica of ResNet-20."""
-    data = victims.cifar10(seed, memory, n_attacked=args.static, kinds=KINDS if args.static else ())
+    data = cifar10(seed, memory, n_attacked=args.static, kinds=KINDS if args.static else ())
     shared = {"start": "clean", "steps": args.steps, "n_targets": 3}
     suite = {
         "Lagrangian": LagrangianPGD(weights=(1.0,), **shared),
@@ -381,7 +310,7 @@ def draw(table: pd.DataFrame, output: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", choices=["mnist", "members", "cifar10"], default="mnist")
+    parser.add_argument("--data", choices=["mnist", "cifar10"], default="mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--defenders", nargs="+", default=["averaged", "certified", "explored"])
     parser.add_argument("--networks", type=int, nargs="+", default=[1, 2, 3], help="to average")
@@ -392,9 +321,6 @@ if __name__ == "__main__":
     parser.add_argument("--square", type=int, default=2000, help="queries of the black-box attack")
     parser.add_argument("--carlini", type=int, default=100, help="images of Carlini-L2")
     parser.add_argument("--carlini-steps", type=int, default=200)
-    parser.add_argument("--carlini-search", type=int, default=6, help="weights of N members")
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--small-epochs", type=int, default=5, help="of N members")
     parser.add_argument("--static", type=int, default=200, help="images of the static attacks")
     parser.add_argument("--victim-epochs", type=int, default=25, help="of MNIST's victim")
     parser.add_argument("--epochs", type=int, default=26, help="of the explored defender")
@@ -406,7 +332,7 @@ if __name__ == "__main__":
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
     memory = joblib.Memory(args.output / "cache", verbose=0)
-    run = {"mnist": run_mnist, "members": run_members, "cifar10": run_cifar10}[args.data]
+    run = {"mnist": run_mnist, "cifar10": run_cifar10}[args.data]
     parts = [part for seed in args.seeds for part in run(seed, args, memory)]
     if not parts:
         raise SystemExit

@@ -29,16 +29,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import victims
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch.nn import functional
 from torch.utils.data import Dataset
-from victims import KINDS, auc
 
 from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr.bench.problems import KINDS, PROBLEMS
+from skmrr.bench.victims import predict, read_resnet
 from skmrr.datasets import load_cifar10
-from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
+from skmrr.evaluation import auc_interval, false_alarm_interval, tpr_at_fpr
 
 HERE = Path(__file__).parent
 # Weights of the members "classifier", "latent_0", "dense", "sparse", and other parameters.
@@ -79,7 +79,7 @@ class Augmented(Dataset):
 
 def fit_cifar10_latent(epochs: int, n_samples: int | None) -> LatentDefender:
     """Latent defender of ResNet-20, uncalibrated."""
-    victim = victims.load_victim(victims.ResNet20, victims.read_resnet20())
+    victim = read_resnet()
     defender = LatentDefender(
         replicate(victim),
         exploration_radius=2 / 255,
@@ -117,7 +117,7 @@ def of_frozen(ensemble: MRREnsemble, data, **params) -> MRREnsemble:
 
 def y_of(data) -> np.ndarray:
     """Victim's decisions for the images to calibrate on, which stand for their classes."""
-    return victims.predict(data.victim, data.X_calibration)
+    return predict(data.victim, data.X_calibration)
 
 
 def detections(defender, data) -> list[dict]:
@@ -127,7 +127,11 @@ def detections(defender, data) -> list[dict]:
     for attack, images in data.adversarial.items():
         score = defender.score_samples(images)
         rows.append(
-            {"attack": attack, "AUC": auc(clean, score), "TPR": tpr_at_fpr(clean, score, 0.01)}
+            {
+                "attack": attack,
+                "AUC": auc_interval(clean, score)[0],
+                "TPR": tpr_at_fpr(clean, score, 0.01),
+            }
         )
     for sp in (0.01, 0.05):
         rows.append({"attack": f"false alarms, SP {sp:.0%}", "AUC": np.mean(clean < np.log(sp))})
@@ -209,8 +213,8 @@ def diversity(data, seed: int, epochs: int) -> pd.DataFrame:
     }
     fooling = np.concatenate([images[:200] for images in data.adversarial.values()])
     labels = {
-        "clean": victims.predict(data.victim, data.X_test),
-        "adversarial": victims.predict(data.victim, fooling),
+        "clean": predict(data.victim, data.X_test),
+        "adversarial": predict(data.victim, fooling),
     }
     alarms, aucs = {}, {}
     for name, plan in plans.items():
@@ -225,7 +229,7 @@ def diversity(data, seed: int, epochs: int) -> pd.DataFrame:
             for kind, images in (("clean", data.X_test), ("adversarial", fooling))
         }
         alarms[name] = {kind: score < np.log(0.05) for kind, score in scores.items()}
-        aucs[name] = auc(scores["clean"], scores["adversarial"])
+        aucs[name] = auc_interval(scores["clean"], scores["adversarial"])[0]
     reference = alarms["replica"]
     return pd.DataFrame(
         {
@@ -243,9 +247,17 @@ def run(name: str, seed: int, sizes: dict, latent) -> dict:
     options = {"n_attacked": sizes["n_attacked"], "kinds": sizes["kinds"]}
     if name == "mnist":
         options["victim_epochs"] = sizes["victim_epochs"]
-    data = getattr(victims, name)(seed, memory, **options)
-    capped = {attack: images[:MAX_IMAGES] for attack, images in data.adversarial.items()}
-    data = dataclasses.replace(data, adversarial=capped)
+    data = PROBLEMS[name](seed, memory, **options)
+    capped = {
+        name: dataclasses.replace(
+            attack,
+            X=attack.X[:MAX_IMAGES],
+            rows=attack.rows[:MAX_IMAGES],
+            distortion=attack.distortion[:MAX_IMAGES],
+        )
+        for name, attack in data.attacks.items()
+    }
+    data = dataclasses.replace(data, attacks=capped)
     start = time.perf_counter()
     ensemble = memory.cache(fit_ensemble, ignore=["data", "latent"])(
         name, data, seed, sizes["epochs"], latent

@@ -28,12 +28,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import victims
-from victims import auc
 
 import skmrr
 from skmrr import InputDictionaryDefender
-from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
+from skmrr.bench.problems import PROBLEMS
+from skmrr.evaluation import auc_interval, false_alarm_interval, tpr_at_fpr
 from skmrr.nn.reconstruction import RelabelStatistic
 
 HERE = Path(__file__).parent
@@ -76,10 +75,10 @@ def clean_criteria(defender, X, noise) -> list[dict]:
     return [
         {
             "statistic": name,
-            "impostors": auc(-statistic.at(x, first), -statistic.at(x, second)),
-            "noise": auc(
+            "impostors": auc_interval(-statistic.at(x, first), -statistic.at(x, second))[0],
+            "noise": auc_interval(
                 -statistic.at(x, first), -statistic.at(noisy, classifier(noisy).argmax(1))
-            ),
+            )[0],
             **shared,
         }
         for name, statistic in (("residual", residual), ("relabel", relabel))
@@ -106,7 +105,7 @@ def run(name: str, seed: int, sizes: tuple, code: str) -> dict:
     n_attacked, victim_epochs, n_patches, n_choices = sizes
     options = {"digits": {}, "cifar10": {"n_attacked": n_attacked}}
     options["mnist"] = {"n_attacked": n_attacked, "victim_epochs": victim_epochs}
-    data = getattr(victims, name)(seed, memory, **options[name])
+    data = PROBLEMS[name](seed, memory, **options[name])
     common = {"random_state": seed, **COLOUR.get(name, {})}
     n_choice = min(N_CHOICE, len(data.X_calibration) // 2)
     X_choice, X_calibration = data.X_calibration[:n_choice], data.X_calibration[n_choice:]
@@ -133,7 +132,9 @@ def run(name: str, seed: int, sizes: tuple, code: str) -> dict:
         for attack, images in data.adversarial.items():
             score = defender.score_samples(images)
             tpr = tpr_at_fpr(clean, score, fpr=0.01)
-            detections.append({**key, "attack": attack, "AUC": auc(clean, score), "TPR": tpr})
+            detections.append(
+                {**key, "attack": attack, "AUC": auc_interval(clean, score)[0], "TPR": tpr}
+            )
         for sp in (0.01, 0.05):
             share = float(np.mean(clean < np.log(sp)))
             interval = false_alarm_interval(sp, len(clean), n_calibration=len(X_calibration))
@@ -213,6 +214,6 @@ if __name__ == "__main__":
     sizes = (args.attacked, args.victim_epochs, args.patches, args.settings)
     # Figures are kept for the very code that made them.
     sources = sorted(Path(skmrr.__file__).parent.rglob("*.py"))
-    sources += [Path(__file__), HERE / "victims.py"]
+    sources += [Path(__file__)]
     code = joblib.hash([path.read_bytes() for path in sources])
     report([measured(n, s, sizes, code) for n in args.data for s in args.seeds], args.output)

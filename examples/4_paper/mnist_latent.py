@@ -25,11 +25,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from victims import KINDS, auc, mnist, predict
 
 import skmrr
 from skmrr import LatentDefender, replicate
-from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
+from skmrr.bench.problems import KINDS, mnist
+from skmrr.bench.victims import predict
+from skmrr.evaluation import auc_interval, false_alarm_interval, tpr_at_fpr
 
 HERE = Path(__file__).parent
 RADIUS = 0.2
@@ -50,7 +51,7 @@ def measure(defender, X_test, adversarial) -> tuple[dict, dict, np.ndarray]:
     areas, tpr = {}, {}
     for name, images in adversarial.items():
         score = defender.score_samples(images)
-        areas[name] = auc(clean, score)
+        areas[name] = auc_interval(clean, score)[0]
         tpr[name] = tpr_at_fpr(clean, score, fpr=0.01)
     return areas, tpr, clean
 
@@ -220,7 +221,7 @@ if __name__ == "__main__":
     sizes = (args.attacked, args.victim_epochs, args.epochs)
     # Figures are kept for the very code that made them.
     sources = sorted(Path(skmrr.__file__).parent.rglob("*.py"))
-    sources += [Path(__file__), HERE / "victims.py"]
+    sources += [Path(__file__)]
     code = joblib.hash([path.read_bytes() for path in sources])
     report(
         [measured(seed, *sizes, False, code) for seed in args.seeds],

@@ -7,7 +7,24 @@ from skmrr.evaluation.adaptive import (
     flag_rates,
 )
 from skmrr.evaluation.certified import certified_success_rate
-from skmrr.evaluation.metrics import false_alarm_interval, tpr_at_fpr
+from skmrr.evaluation.cost import fitted_bytes, scoring_cost
+from skmrr.evaluation.displays import (
+    CostDisplay,
+    DetectionDetDisplay,
+    DetectionRocDisplay,
+    EvasionCostDisplay,
+    RiskHistogramDisplay,
+    SuccessCurveDisplay,
+    TprAtFprDisplay,
+)
+from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
+from skmrr.evaluation.protocol import (
+    DetectionEvaluation,
+    Successes,
+    check_disjoint,
+    evaluate_detection,
+    over_seeds,
+)
 from skmrr.evaluation.scorers import (
     average_precision_scorer,
     balanced_accuracy_scorer,
@@ -17,14 +34,29 @@ from skmrr.evaluation.scorers import (
 
 __all__ = [
     "AdaptiveEvaluation",
+    "CostDisplay",
+    "DetectionDetDisplay",
+    "DetectionEvaluation",
+    "DetectionRocDisplay",
+    "EvasionCostDisplay",
+    "RiskHistogramDisplay",
+    "SuccessCurveDisplay",
+    "Successes",
+    "TprAtFprDisplay",
+    "auc_interval",
     "average_precision_scorer",
     "balanced_accuracy_scorer",
     "certified_success_rate",
+    "check_disjoint",
     "evaluate_adaptive",
+    "evaluate_detection",
     "evasion_cost",
     "false_alarm_interval",
+    "fitted_bytes",
     "flag_rates",
+    "over_seeds",
     "roc_auc_scorer",
+    "scoring_cost",
     "tpr_at_fpr",
     "tpr_at_fpr_scorer",
 ]

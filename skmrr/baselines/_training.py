@@ -1,0 +1,128 @@
+"""What the rivals that train a network have in common."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.nn.rows import Rows
+
+
+@contextmanager
+def seeded(random_state: np.random.RandomState, device: torch.device) -> Iterator[None]:
+    """Draw all of torch's random numbers from `random_state`, and leave its own state alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(random_state.randint(np.iinfo(np.int32).max))
+        yield
+
+
+def train_epochs(
+    step: Callable[[Tensor, np.ndarray], Tensor],
+    rows: Rows,
+    train: np.ndarray,
+    network: nn.Module,
+    *,
+    max_epochs: int,
+    batch_size: int,
+    desc: str,
+    verbose: bool,
+) -> list[float]:
+    """Call `step` on every batch of every epoch; return the mean loss of each epoch.
+
+    Parameters
+    ----------
+    step : callable
+        (x, indices of its rows) → loss of the batch, having trained on it.
+    rows : Rows
+        All rows.
+    train : ndarray of int
+        Those to train on.
+    network : nn.Module
+        Whose device and dtype the batches are given.
+    max_epochs, batch_size : int
+        The batches of an epoch are of equal size, give or take one, so that none is too small for
+        batch normalisation; none is larger than `batch_size`.
+    desc : str
+        Name of the progress bar.
+    verbose : bool
+        Whether to show it.
+    """
+    device = module_device(network)
+    n_batches = -(-len(train) // batch_size)
+    losses = []
+    with tqdm(total=max_epochs * n_batches, desc=desc, disable=not verbose) as bar:
+        for _ in range(max_epochs):
+            total = 0.0
+            shuffled = train[torch.randperm(len(train)).numpy()]
+            for indices in np.array_split(shuffled, n_batches):
+                x = as_input(rows.take(indices), network, device)
+                total += float(step(x, indices)) * len(indices)
+                bar.update()
+            losses.append(total / len(train))
+    return losses
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Take one step down the loss; return it without its graph."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def value_range(rows: Rows, train: np.ndarray, clip_values, batch_size: int):
+    """Return the declared (lowest, highest) value, else that of the training rows."""
+    if clip_values is not None:
+        return float(clip_values[0]), float(clip_values[1])
+    extremes = [batch.aminmax() for _, batch in rows.batches(batch_size, train)]
+    low = min(float(lowest) for lowest, _ in extremes)
+    high = max(float(highest) for _, highest in extremes)
+    return low, high if high > low else low + 1.0
+
+
+def check_logits(classifier: nn.Module, x: Tensor, classes: np.ndarray, name: str) -> None:
+    """Raise a ValueError unless a network answers with a logit for every class.
+
+    `x` is one row, on the device of the network.
+    """
+    with evaluating(classifier), torch.no_grad():
+        logits = classifier(as_input(x, classifier, module_device(classifier)))
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"{name} must answer with logits of shape (batch, classes), two classes at least; it "
+            f"answers one row with shape {tuple(logits.shape)}."
+        )
+    if classes[-1] >= logits.shape[1]:
+        raise ValueError(
+            f"y holds class {classes[-1]}, but {name} has {logits.shape[1]} logits; number y as "
+            "the network does."
+        )
+
+
+def check_rebuilds(network: nn.Module, x: Tensor, name: str) -> None:
+    """Raise a ValueError unless a network turns rows into rows of the same shape."""
+    with evaluating(network), torch.no_grad():
+        shape = tuple(network(x).shape)
+    if shape != tuple(x.shape):
+        raise ValueError(
+            f"{name} must turn rows into rows of the same shape, here {tuple(x.shape[1:])}; it "
+            f"gives {shape[1:]}."
+        )
+
+
+def map_rows(detector: Any, rebuild: Callable[[Tensor], Tensor], X) -> np.ndarray:
+    """Rows of X, each replaced by what `rebuild` makes of it, in the shape of X."""
+    rows = detector._read_rows(X, reset=False)
+    device = resolve_device(detector.device, detector.module_, detector.classifier)
+    parts = []
+    with evaluating(detector.module_, detector.classifier, device=device), torch.no_grad():
+        for _, batch in rows.batches(detector.batch_size):
+            parts.append(rebuild(as_input(batch, detector.module_, device)).cpu())
+    rebuilt = torch.cat(parts).numpy()
+    return rebuilt if isinstance(rows.source, Dataset) else rebuilt.reshape(rows.source.shape)

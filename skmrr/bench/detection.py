@@ -1,0 +1,261 @@
+"""Table 1, of attacks that see the victim alone, and the table of all detectors."""
+
+from collections.abc import Callable
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from skmrr.attacks import adaptive_suite
+from skmrr.bench.problems import PROBLEMS, Problem
+from skmrr.bench.report import Report, markdown, spread
+from skmrr.bench.sizes import EPS, PAPER_TABLE1, Sizes
+from skmrr.bench.systems import OURS, Fitted, fit_all
+from skmrr.evaluation import (
+    CostDisplay,
+    DetectionEvaluation,
+    DetectionRocDisplay,
+    evaluate_adaptive,
+    evaluate_detection,
+    fitted_bytes,
+    over_seeds,
+    scoring_cost,
+)
+from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.protocol import CLEAN, worst_scores
+from skmrr.threshold import ADVERSARIAL
+
+Progress = Callable[[str], None]
+TABLE1_SP = (0.01, 0.05)
+
+
+def problem_of(name: str, seed: int, memory: joblib.Memory, sizes: Sizes) -> Problem:
+    """Problem with its attacks."""
+    return PROBLEMS[name](seed, memory, n_attacked=sizes.n_attacked, kinds=sizes.kinds)
+
+
+def table1(
+    name: str,
+    seeds: list[int],
+    memory: joblib.Memory,
+    sizes: Sizes,
+    *,
+    names: list[str] | None = None,
+    progress: Progress = print,
+) -> Report:
+    """Measure how well each detector tells clean images from each attack at each strength.
+
+    Parameters
+    ----------
+    name : {"digits", "mnist", "cifar10", "imagenette"}
+        Problem.
+    seeds : list of int
+        Of victims, where they are trained, of splits, attacked images and detectors.
+    memory : joblib.Memory
+        Cache; an interrupted run resumes from it.
+    sizes : Sizes
+        How large the run is.
+    names : list of str, optional
+        Detectors; all by default.
+    progress : callable
+        Told what begins.
+    """
+    by_seed, costs = {}, []
+    for seed in seeds:
+        progress(f"{name}, seed {seed}: victim and attacks")
+        problem = problem_of(name, seed, memory, sizes)
+        fitted = fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
+        progress(f"{name}, seed {seed}: scoring")
+        by_seed[seed] = detection_of(problem, fitted)
+        costs.append(costs_of(problem, fitted, sizes).assign(seed=seed))
+    outcome = DetectionEvaluation.concat(by_seed)
+    frames = {
+        "detection": outcome.detection,
+        "flagged": outcome.flagged,
+        "cost": pd.concat(costs, ignore_index=True),
+    }
+    return Report(
+        f"table1-{name}",
+        f"Table 1: attacks on the victim alone, {name}",
+        table1_text(name, seeds, frames),
+        frames,
+        {
+            "roc_worst_case": lambda: draw_roc(outcome, f"{name}: worst case of each image"),
+            "cost": lambda: draw_cost(frames),
+        },
+    )
+
+
+def detection_of(problem: Problem, fitted: dict[str, Fitted]) -> DetectionEvaluation:
+    """Evaluate fitted detectors on all attacks of a problem."""
+    return evaluate_detection(
+        {name: system.detector for name, system in fitted.items()},
+        problem.X_test,
+        problem.y_test,
+        problem.attacks,
+        security_parameters=TABLE1_SP,
+    )
+
+
+def costs_of(problem: Problem, fitted: dict[str, Fitted], sizes: Sizes) -> pd.DataFrame:
+    """Time to fit, time to score in passes of the victim, and memory of each detector."""
+    X = problem.X_test[: sizes.n_timed]
+    return pd.DataFrame(
+        [
+            {
+                "detector": name,
+                "fit_seconds": system.fit_seconds,
+                "score_cost": scoring_cost(system.detector, X, repeats=3),
+                "megabytes": fitted_bytes(system.detector) / 1e6,
+            }
+            for name, system in fitted.items()
+        ]
+    )
+
+
+def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) -> str:
+    """Markdown of table 1."""
+    detection, flagged = frames["detection"], frames["flagged"]
+    table = over_seeds(detection, ["attack", "detector"], ["auc", "tpr_0.01"])
+    paper = PAPER_TABLE1.get(name, {})
+    parts = []
+    for value, title in (
+        ("auc", "Area under the ROC curve"),
+        ("tpr_0.01", "Share caught while 1 % of all clean images are flagged"),
+    ):
+        shown = (
+            table[value]
+            .apply(lambda row: spread(row["mean"], row["min"], row["max"]), axis=1)
+            .unstack("detector", sort=False)
+        )
+        if value == "auc" and paper:
+            kinds = shown.index.str.split().str[0]
+            cells = [f"{paper[kind]:.3f}"[1:] if kind in paper else "–" for kind in kinds]
+            shown.insert(0, "paper", cells)
+        parts += [f"### {title}\n\n{markdown(shown)}"]
+    counts = detection[detection["detector"] == detection["detector"].iloc[0]]
+    counts = counts.groupby("attack", sort=False)[["n_rows", "success_rate", "mean_distortion"]]
+    clean = flagged[flagged["rows"].str.startswith("clean")]
+    alarms = over_seeds(clean, ["detector", "security_parameter", "rows"], ["flagged"])["flagged"]
+    alarms = alarms.apply(lambda r: spread(r["mean"], r["min"], r["max"], 4), axis=1)
+    n = len(seeds)
+    return "\n\n".join(
+        [
+            f"Mean of {n} seeds (least–greatest). Successes of attacks on images that the victim "
+            "classifies rightly; the clean side is all clean test images, the victim's own errors "
+            "included. Worst case: of each image the success that the detector finds most normal. "
+            "The paper pools all strengths of an attack.",
+            *parts,
+            "### Share of clean images flagged at the calibrated threshold",
+            markdown(alarms.unstack(["security_parameter", "rows"], sort=False).pipe(_flat)),
+            "### Attacks",
+            markdown(counts.mean()),
+        ]
+    )
+
+
+def peers(
+    name: str,
+    seeds: list[int],
+    memory: joblib.Memory,
+    sizes: Sizes,
+    *,
+    names: list[str] | None = None,
+    progress: Progress = print,
+) -> Report:
+    """Measure accuracy, hold against attackers who know the detector, and cost, in one table.
+
+    Parameters
+    ----------
+    name, seeds, memory, sizes, names, progress
+        As in `table1`, with which it shares the cache.
+    """
+    first = table1(name, seeds, memory, sizes, names=names, progress=progress)
+    success = []
+    for seed in seeds:
+        problem = problem_of(name, seed, memory, sizes)
+        fitted = fit_all(problem, memory, names=names, quick=sizes.quick)
+        for detector, system in fitted.items():
+            progress(f"{name}, seed {seed}: attacks on {detector}")
+            frame = memory.cache(adaptive_success)(
+                system, problem.X_test, problem.y_test, problem.rows, EPS[name], sizes
+            )
+            success.append(frame.assign(detector=detector, seed=seed))
+    frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
+    table = peers_table(frames)
+    text = (
+        "AUC and share caught are means over all attacks on the victim alone; *least* is the "
+        "worst attack at its worst strength. SR@5: share of images that attackers who know the "
+        "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
+        f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
+        "start). Scoring in multiples of the victim's own pass, which is included.\n\n"
+        + markdown(table)
+    )
+    return Report(f"peers-{name}", f"All detectors, {name}", text, {**frames, "peers": table})
+
+
+def adaptive_success(system: Fitted, X, y, rows, eps, sizes: Sizes) -> pd.DataFrame:
+    """Worst case over the adaptive suite at each ε, at SP 5 %."""
+    attacked = rows[: sizes.n_adaptive]
+    outcome = evaluate_adaptive(
+        system.detector,
+        X[attacked],
+        y[attacked],
+        eps=eps,
+        guides=X[rows[sizes.n_adaptive : sizes.n_adaptive + 2000]],
+        attacks=adaptive_suite(steps=sizes.adaptive_steps),
+        security_parameters=(0.05,),
+    )
+    success = outcome.success
+    return success[success["attack"] == WORST].reset_index(drop=True)
+
+
+def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a detector."""
+    detection = frames["detection"]
+    per_attack = detection[detection["attack"] != WORST]
+    means = per_attack.groupby("detector", sort=False)[["auc", "tpr_0.01", "tpr_0.05"]].mean()
+    by_attack = per_attack.groupby(["detector", "attack"], sort=False)["auc"].mean()
+    least = by_attack.groupby("detector", sort=False).min().rename("least auc")
+    worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
+    success = frames["adaptive"].pivot_table("success_rate", "detector", "eps")
+    success.columns = [f"SR@5, ε {eps:.3g}" for eps in success.columns]
+    cost = (
+        frames["cost"]
+        .groupby("detector", sort=False)[["fit_seconds", "score_cost", "megabytes"]]
+        .mean()
+    )
+    return pd.concat([means, least, worst.rename("worst case auc"), success, cost], axis=1)
+
+
+def draw_roc(outcome: DetectionEvaluation, title: str):
+    """Draw the ROC curves of all detectors in the worst case, of the first seed."""
+    from matplotlib import pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+    scores = outcome.scores[outcome.scores["seed"] == outcome.scores["seed"].iloc[0]]
+    for detector, part in scores.groupby("detector", sort=False):
+        clean = part.loc[part["attack"] == CLEAN, "score"].to_numpy()
+        attacks = part[part["attack"] != CLEAN].groupby("attack", sort=False)
+        worst = worst_scores((a["row"].to_numpy(), a["score"].to_numpy()) for _, a in attacks)
+        y = np.repeat([0, ADVERSARIAL], [len(clean), len(worst)])
+        style = {"lw": 2.5} if detector in OURS else {"lw": 1, "ls": "--"}
+        DetectionRocDisplay.from_predictions(y, np.r_[clean, worst], name=detector, ax=ax, **style)
+    ax.set_title(title)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_cost(frames: dict[str, pd.DataFrame]):
+    """Draw mean AUC against the cost of scoring."""
+    detection = frames["detection"]
+    auc = detection[detection["attack"] != WORST].groupby("detector", sort=False)["auc"].mean()
+    cost = frames["cost"].groupby("detector", sort=False)["score_cost"].mean()
+    frame = pd.concat([auc, cost], axis=1).reset_index()
+    return CostDisplay.from_frame(frame).figure_
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give a frame one row of column names."""
+    frame.columns = [f"SP {sp:g}: {rows}" for sp, rows in frame.columns]
+    return frame

@@ -1,0 +1,257 @@
+"""The detectors that are compared, ours and others', each as its paper has it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import joblib
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from skmrr.base import BaseDetector
+from skmrr.baselines import (
+    APEGANDetector,
+    EfficientDefensesDetector,
+    EnergyDetector,
+    FeatureSqueezingDetector,
+    KernelDensityDetector,
+    LIDDetector,
+    MagNetDetector,
+    MahalanobisDetector,
+    MaxSoftmaxDetector,
+    NearestNeighborsDetector,
+)
+from skmrr.bench.networks import build_certified, build_small_certified
+from skmrr.bench.problems import N_VICTIM, Problem
+from skmrr.bench.victims import predict
+from skmrr.datasets import load_mnist
+from skmrr.ensemble import MRREnsemble
+from skmrr.latent import LatentDefender
+from skmrr.nn.replica import replicate
+from skmrr.noise import NoiseDefender
+
+ENSEMBLE = "MRREnsemble"
+NO_NOISE = "MRREnsemble, no noise members"
+CERTIFIED = "LatentDefender, certified"
+OURS = (ENSEMBLE, NO_NOISE, CERTIFIED)
+ATTACKED_BY_ALL = (ENSEMBLE, CERTIFIED, "MagNet", "Efficient Defenses", "APE-GAN")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted and calibrated detector."""
+
+    detector: BaseDetector
+    fit_seconds: float
+    """Wall-clock time of fit and calibration."""
+
+
+def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector]:
+    """Detectors to compare on a problem, by name, ours first.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its victim is theirs.
+    quick : bool, default=False
+        Whether to train everything for a moment only.
+    """
+    shared = {
+        "classifier": problem.victim,
+        "clip_values": (0, 1),
+        "calibration_fraction": 0,
+        # Where the victim is given, the seed draws the images; networks are trained once for all.
+        "random_state": problem.seed if problem.name in ("digits", "mnist") else 0,
+    }
+    detectors = _ours(problem, shared, quick) | _trained_rivals(problem, shared, quick)
+    layers = LAYERS[problem.name]
+    # The shallower peers fit by looking at the training rows once.
+    return detectors | {
+        "Mahalanobis": MahalanobisDetector(layer=layers, **shared),
+        "LID": LIDDetector(layer=layers, **shared),
+        "kernel density": KernelDensityDetector(**shared),
+        "k-NN": NearestNeighborsDetector(**shared),
+        "feature squeezing": FeatureSqueezingDetector(**shared),
+        "max-softmax": MaxSoftmaxDetector(**shared),
+        "energy": EnergyDetector(**shared),
+    }
+
+
+# Outputs of the victims' stages, down to the input of the last linear layer.
+LAYERS = {
+    "digits": ["1", "3", "7"],
+    "mnist": ["2", "5", "8", "11"],
+    "cifar10": ["layer1", "layer2", "layer3"],
+    "imagenette": ["features"],
+}
+# What the papers set differently on colour images: finer noise, weaker attacks.
+RIVALS: dict[str, dict[str, dict]] = {
+    "cifar10": {
+        "MagNet": {"noise_scale": 0.025, "max_epochs": 15},
+        "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
+        "APE-GAN": {"eps": 8 / 255, "max_epochs": 2},
+    },
+    "imagenette": {"MagNet": {"noise_scale": 0.025, "max_epochs": 5, "training_batch_size": 32}},
+}
+
+
+def fit_all(
+    problem: Problem,
+    memory: joblib.Memory,
+    *,
+    names: list[str] | None = None,
+    quick: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Fitted]:
+    """Fit detectors on a problem's clean images, and calibrate them on images new to the victim.
+
+    Parameters
+    ----------
+    problem : Problem
+        Where its attacks come from does not matter: no detector sees them.
+    memory : joblib.Memory
+        Cache of fitted detectors.
+    names : list of str, optional
+        Which detectors, by default all; unknown names raise a ValueError.
+    quick : bool, default=False
+        As in `unfitted`.
+    progress : callable, optional
+        Told what begins.
+    """
+    detectors = unfitted(problem, quick=quick)
+    known = [*detectors]
+    known.insert(1, NO_NOISE)
+    names = known if names is None else names
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"There is no detector {unknown} on {problem.name}; there are {known}.")
+    fitted = {}
+    for name in known:
+        if name not in names and not (name == ENSEMBLE and NO_NOISE in names):
+            continue
+        progress(f"{problem.name}, seed {problem.seed}: {name}")
+        if name == NO_NOISE:
+            start = time.perf_counter()
+            detector = without_noise(fitted[ENSEMBLE].detector, problem)
+            seconds = fitted[ENSEMBLE].fit_seconds
+        else:
+            rows = fit_rows(problem, name, quick=quick)
+            detector, seconds = memory.cache(fit_one)(detectors[name], *rows)
+            start = time.perf_counter()
+            detector.calibrate(problem.X_calibration)
+        fitted[name] = Fitted(detector, seconds + time.perf_counter() - start)
+    return {name: fitted[name] for name in names}
+
+
+def fit_one(detector: BaseDetector, X, y) -> tuple[BaseDetector, float]:
+    """Fit a clone of a detector; return it and the seconds that it took."""
+    start = time.perf_counter()
+    detector = clone(detector).fit(X, y)
+    return detector, time.perf_counter() - start
+
+
+def fit_rows(problem: Problem, name: str, *, quick: bool = False) -> tuple:
+    """Clean images with their classes that a detector learns from."""
+    if problem.name == "mnist" and name == CERTIFIED and not quick:
+        return load_mnist("train", n_samples=N_VICTIM)  # as many as the victim has
+    return problem.X_fit, problem.y_fit
+
+
+def without_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
+    """Ensemble of the same fitted members but those that listen for noise."""
+    members = [
+        (name, FrozenEstimator(member))
+        for name, member in ensemble.named_defenders_.items()
+        if name.startswith("latent")
+    ]
+    other = MRREnsemble(
+        problem.victim, defenders=members, clip_values=(0, 1), random_state=problem.seed
+    )
+    # The victim's decisions stand for the classes: frozen members learn nothing any more.
+    return other.fit(problem.X_calibration, predict(problem.victim, problem.X_calibration))
+
+
+def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:
+    template = {"exploration_radius": "auto", "learning_rate": 3e-3}
+    if problem.name == "cifar10":
+        template = {
+            "exploration_radius": 2 / 255,
+            "exploration_steps": 1,
+            "max_epochs": 4,
+            "training_batch_size": 128,
+        }
+    if quick:
+        template["max_epochs"] = 2
+    if problem.name == "imagenette":
+        return {ENSEMBLE: _halved_ensemble(problem, shared, quick)}
+    ensemble = MRREnsemble(estimator=LatentDefender(**template), **shared)
+    if problem.name == "cifar10":
+        return {ENSEMBLE: ensemble}
+    build, certified = CERTIFIED_PARAMS[problem.name]
+    with torch.random.fork_rng(devices=[]):  # weights that training draws anew, but a cache hashes
+        torch.manual_seed(0)
+        network = build()
+    certified = certified | ({"max_epochs": 2} if quick else {})
+    return {
+        ENSEMBLE: ensemble,
+        CERTIFIED: LatentDefender(network, statistic="certified", **certified, **shared),
+    }
+
+
+CERTIFIED_PARAMS: dict[str, tuple] = {
+    "digits": (
+        build_small_certified,
+        {
+            "exploration_radius": 0.15,
+            "certified_radius": 0.05,
+            "learning_rate": 2e-3,
+            "max_epochs": 60,
+            "training_batch_size": 32,
+        },
+    ),
+    "mnist": (
+        build_certified,
+        {
+            "exploration_radius": 0.33,
+            "certified_radius": 0.1,
+            "learning_rate": 2e-3,
+            "max_epochs": 24,
+            "training_batch_size": 128,
+        },
+    ),
+}
+
+
+def _trained_rivals(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:
+    """Rivals that train networks; on Imagenette only the one that a CPU can afford."""
+    rivals: dict[str, type[BaseDetector]] = {
+        "MagNet": MagNetDetector,
+        "Efficient Defenses": EfficientDefensesDetector,
+        "APE-GAN": APEGANDetector,
+    }
+    if problem.name == "imagenette":
+        del rivals["Efficient Defenses"], rivals["APE-GAN"]
+    own = RIVALS.get(problem.name, {})
+    short = {"max_epochs": 1} if quick else {}
+    return {name: kind(**shared, **(own.get(name, {}) | short)) for name, kind in rivals.items()}
+
+
+def _halved_ensemble(problem: Problem, shared: dict, quick: bool) -> MRREnsemble:
+    """Ensemble whose latent defender sees images of half the side, at a quarter of the cost."""
+    latent = LatentDefender(
+        replicate(nn.Sequential(nn.AvgPool2d(2), problem.victim)),
+        exploration_radius=2 / 255,
+        exploration_steps=1,
+        max_epochs=1 if quick else 4,
+        training_batch_size=32,
+        learning_rate=3e-4,
+        clip_values=(0, 1),
+        batch_size=50,
+    )
+    noises = {
+        noise: NoiseDefender(noise=noise, clip_values=(0, 1)) for noise in ("dense", "sparse")
+    }
+    members = [("latent_0", latent), *noises.items()]
+    return MRREnsemble(defenders=members, weights=[1, 1, 1, 0.25], batch_size=50, **shared)

@@ -1,0 +1,150 @@
+"""Black-box transfer: adversarials of each network shown to each other one and to each detector."""
+
+from collections.abc import Callable
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from skmrr.bench.problems import PROBLEMS, Problem, attacked
+from skmrr.bench.report import Report, markdown
+from skmrr.bench.sizes import Sizes
+from skmrr.bench.systems import ENSEMBLE, OURS, fit_all
+from skmrr.bench.victims import predict, read_resnet
+from skmrr.ensemble import MRREnsemble
+from skmrr.evaluation import over_seeds
+from skmrr.nn.replica import LatentMap
+
+VICTIM = "victim"
+TRANSFER_KINDS = ("FGSM", "BIM", "CW")
+SP = 0.05
+
+
+def transfer(
+    name: str,
+    seeds: list[int],
+    memory: joblib.Memory,
+    sizes: Sizes,
+    *,
+    names: list[str] | None = None,
+    progress: Callable[[str], None] = print,
+) -> Report:
+    """Measure which adversarials of one network fool another, and which detectors notice.
+
+    Parameters
+    ----------
+    name : {"digits", "mnist", "cifar10"}
+        Problem.
+    seeds : list of int
+        As in `table1`.
+    memory : joblib.Memory
+        Cache.
+    sizes : Sizes
+        How large the run is.
+    names : list of str, optional
+        Detectors; all by default.
+    progress : callable
+        Told what begins.
+    """
+    matrix, detection = [], []
+    for seed in seeds:
+        problem = PROBLEMS[name](seed, memory, kinds=())
+        fitted = fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
+        networks = networks_of(
+            problem, fitted[ENSEMBLE].detector if ENSEMBLE in fitted else None, memory
+        )
+        for source, network in networks.items():
+            progress(f"{name}, seed {seed}: adversarials of the {source}")
+            images = made_on(problem, network, memory, sizes)
+            for attack, successes in images.attacks.items():
+                x, y = successes.X, problem.y_test[successes.rows]
+                record = {"seed": seed, "attack": attack, "source": source, "n_rows": len(x)}
+                for target, other in networks.items():
+                    fooled = float((predict(other, x) != y).mean())
+                    matrix.append({**record, "target": target, "fooled": fooled})
+                fooling = predict(problem.victim, x) != y
+                for detector, system in fitted.items():
+                    flagged = system.detector.score_samples(x) < np.log(SP)
+                    accepted = float((fooling & ~flagged).mean())
+                    caught = float(flagged[fooling].mean()) if fooling.any() else np.nan
+                    columns = {"detector": detector, "flagged": caught, "accepted": accepted}
+                    detection.append({**record, **columns})
+    frames = {"matrix": pd.DataFrame(matrix), "detectors": pd.DataFrame(detection)}
+    return Report(
+        f"transfer-{name}", f"Transfer between networks, {name}", transfer_text(frames), frames
+    )
+
+
+def networks_of(
+    problem: Problem, ensemble: MRREnsemble | None, memory: joblib.Memory
+) -> dict[str, nn.Module]:
+    """Victim, a re-seeded or deeper one, and the network of the latent defender."""
+    networks = {VICTIM: problem.victim}
+    if problem.name == "cifar10":
+        networks["ResNet-56"] = read_resnet(56)
+    else:
+        other = PROBLEMS[problem.name](problem.seed + 1, memory, kinds=())
+        networks["re-seeded victim"] = other.victim
+    if ensemble is not None:
+        latent = ensemble.named_defenders_["latent_0"]
+        networks["latent defender"] = Logits(latent.module_.statistic.latent_map).eval()
+    return networks
+
+
+class Logits(nn.Module):
+    """A latent map as a classifier."""
+
+    def __init__(self, latent_map: LatentMap):
+        super().__init__()
+        self.latent_map = latent_map
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows → logits."""
+        return self.latent_map.features_and_logits(x)[1]
+
+
+def made_on(problem: Problem, network: nn.Module, memory, sizes: Sizes) -> Problem:
+    """Attack another network with the problem's images."""
+    images = (
+        problem.X_fit,
+        problem.y_fit,
+        problem.X_calibration,
+        problem.X_test,
+        problem.y_test,
+    )
+    return attacked(
+        problem.name,
+        problem.seed,
+        memory,
+        network,
+        images,
+        n_attacked=sizes.n_attacked,
+        kinds=TRANSFER_KINDS,
+        from_all=(),
+    )
+
+
+def transfer_text(frames: dict[str, pd.DataFrame]) -> str:
+    """Markdown of the matrix, and of what detectors make of it."""
+    matrix = frames["matrix"].assign(kind=frames["matrix"]["attack"].str.split().str[0])
+    fooled = over_seeds(matrix, ["kind", "source", "target"], ["fooled"])["fooled"]["mean"]
+    detectors = frames["detectors"]
+    shown = over_seeds(detectors, ["detector", "source"], ["flagged", "accepted"])
+    accepted = shown["accepted"]["mean"].unstack("source", sort=False)
+    caught = shown["flagged"]["mean"].unstack("source", sort=False)
+    ours = [name for name in accepted.index if name in OURS]
+    order = [*ours, *(name for name in accepted.index if name not in OURS)]
+    return "\n\n".join(
+        [
+            "Share of each network's adversarials (its successes; mean over strengths and seeds) "
+            "that fool each other network:",
+            markdown(fooled.unstack("target", sort=False)),
+            f"Share of them that fool the victim and are *not* flagged at SP {SP:.0%}, by network "
+            "that they were made on:",
+            markdown(accepted.loc[order]),
+            "Of those that fool the victim, share flagged:",
+            markdown(caught.loc[order]),
+        ]
+    )

@@ -1,0 +1,149 @@
+"""The command ``skmrr``: reproduce the tables, and try to break the challenge."""
+
+import dataclasses
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+except ImportError as error:
+    raise SystemExit("The command needs a few packages more: pip install 'skmrr[cli]'") from error
+
+import joblib
+import torch
+from tqdm.auto import tqdm
+
+app = typer.Typer(
+    help="Detect adversarial inputs: measure it, and try to break it.", no_args_is_help=True
+)
+bench = typer.Typer(
+    help="Reproduce a table of the results, each by one command.", no_args_is_help=True
+)
+challenge = typer.Typer(help="A fixed defended classifier to break.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+app.add_typer(challenge, name="challenge")
+
+
+class Dataset(str, Enum):
+    """Problems to measure on."""
+
+    digits = "digits"
+    mnist = "mnist"
+    cifar10 = "cifar10"
+    imagenette = "imagenette"
+
+
+DatasetOption = Annotated[
+    Dataset, typer.Option(help="Images and victim; all but digits need files (SKMRR_DATA).")
+]
+SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds: 1, 2, … ")]
+PageOption = Annotated[
+    Path | None, typer.Option(help="Where to write; by default results.md in the folder.")
+]
+OutputOption = Annotated[Path, typer.Option(help="Folder for tables, pictures and the cache.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Everything small: to see that it runs, not for figures.")
+]
+AttackedOption = Annotated[
+    int | None, typer.Option(min=1, help="Images that attacks on the victim start from.")
+]
+AdaptiveOption = Annotated[
+    int | None, typer.Option(min=1, help="Images that attacks on victim and detector start from.")
+]
+DetectorOption = Annotated[
+    list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of torch; all cores by default.")
+]
+
+
+def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detectors, threads):
+    """Run one measurement and write its report."""
+    from skmrr.bench import adaptive as table2_of
+    from skmrr.bench import detection, report, transfer
+    from skmrr.bench import figures as figures_of
+    from skmrr.bench.sizes import QUICK, SIZES
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    name = dataset.value
+    sizes = QUICK if quick else SIZES[name]
+    changes = {"n_attacked": attacked, "n_adaptive": adaptive, "n_carlini": adaptive}
+    sizes = dataclasses.replace(
+        sizes, **{key: value for key, value in changes.items() if value is not None}
+    )
+    measures = {
+        "table1": detection.table1,
+        "peers": detection.peers,
+        "table2": table2_of.table2,
+        "transfer": transfer.transfer,
+        "figures": figures_of.figures,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    memory = joblib.Memory(output / "cache", verbose=0)
+    bar = tqdm(desc=measure, unit=" steps")
+
+    def progress(text: str) -> None:
+        bar.set_postfix_str(text)
+        bar.update()
+
+    numbers = list(range(1, seeds + 1))
+    with bar:
+        outcome = measures[measure](
+            name, numbers, memory, sizes, names=detectors or None, progress=progress
+        )
+    command = " ".join(["skmrr", *sys.argv[1:]])
+    home = report.write(outcome, output, command, numbers)
+    typer.echo((home / "report.md").read_text(encoding="utf-8"))
+    typer.echo(f"written to {home}")
+
+
+def _command(measure: str, text: str):
+    """Add a command that measures."""
+
+    def command(
+        dataset: DatasetOption = Dataset.digits,
+        seeds: SeedsOption = 3,
+        output: OutputOption = Path("results"),
+        quick: QuickOption = False,
+        attacked: AttackedOption = None,
+        adaptive: AdaptiveOption = None,
+        detectors: DetectorOption = None,
+        threads: ThreadsOption = None,
+    ) -> None:
+        _run(measure, dataset, seeds, output, quick, attacked, adaptive, detectors, threads)
+
+    bench.command(measure, help=text)(command)
+
+
+_command("table1", "Attacks on the victim alone: AUC of each detector, by attack and strength.")
+_command("table2", "Carlini-L2 that knows the detector: how much farther it has to go.")
+_command("transfer", "Adversarials of each network, shown to the others and to the detectors.")
+_command("peers", "All detectors: accuracy, hold against attackers who know them, cost.")
+_command("figures", "Figures 4 and 5 of the paper.")
+
+
+@bench.command("results")
+def results(
+    output: OutputOption = Path("results"),
+    page: PageOption = None,
+) -> None:
+    """Join all reports in the folder to one page of Markdown."""
+    from skmrr.bench.report import assemble
+
+    page = output / "results.md" if page is None else page
+    page.write_text(assemble(output), encoding="utf-8")
+    typer.echo(f"written to {page}")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

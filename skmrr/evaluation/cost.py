@@ -1,0 +1,71 @@
+"""What a detector costs beside the classifier that it guards."""
+
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from skmrr.base import BaseDetector
+from skmrr.evaluation.rows import as_rows
+from skmrr.nn.hooks import evaluating
+
+
+def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
+    """Time of scoring, in passes of the classifier over the same rows in the same batches.
+
+    Parameters
+    ----------
+    detector : BaseDetector
+        Fitted, calibrated, and with a ``classifier``. Its ``batch_size`` counts.
+    X : array-like of shape (n_samples, …)
+        Rows.
+    repeats : int, default=5
+        How often both are timed, in alternation; the median of the ratios counts.
+
+    Returns
+    -------
+    float
+        The classifier's own pass, which scoring needs too, included: a detector that looks at the
+        logits alone costs 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> from skmrr.evaluation import scoring_cost
+    >>> X, y = load_digits(return_X_y=True)
+    >>> net = torch.nn.Linear(64, 10)
+    >>> detector = LatentDefender(classifier=net, max_epochs=1, random_state=0).fit(X, y)
+    >>> scoring_cost(detector, X, repeats=1) > 0
+    True
+    """
+    if detector.classifier is None:
+        raise ValueError("The detector has no classifier to compare with: give classifier=….")
+    batches = as_rows(detector, X).split(detector.batch_size)
+    ratios = []
+    with evaluating(detector.classifier):
+        for _ in range(repeats):
+            start = time.perf_counter()
+            with torch.no_grad():
+                for x in batches:
+                    detector.classifier(x)
+            alone = time.perf_counter() - start
+            start = time.perf_counter()
+            detector.score_samples(X)
+            ratios.append((time.perf_counter() - start) / alone)
+    return float(np.median(ratios))
+
+
+def fitted_bytes(detector: BaseDetector) -> int:
+    """Memory of a fitted detector's tensors in bytes, those of its classifier left out."""
+    own = {id(tensor): tensor for tensor in _tensors(detector.module_)}
+    if detector.classifier is not None:
+        for tensor in _tensors(detector.classifier):
+            own.pop(id(tensor), None)
+    return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
