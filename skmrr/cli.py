@@ -16,7 +16,9 @@ import torch
 from tqdm.auto import tqdm
 
 app = typer.Typer(
-    help="Detect adversarial inputs: measure it, and try to break it.", no_args_is_help=True
+    help="Detect adversarial inputs: measure it, and try to break it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 bench = typer.Typer(
     help="Reproduce a table of the results, each by one command.", no_args_is_help=True

@@ -1,6 +1,7 @@
 """Figures 4 and 5 of Rouhani et al. (2019), drawn from our own networks and attacks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import joblib
 import numpy as np
@@ -18,7 +19,6 @@ from skmrr.bench.sizes import Sizes
 from skmrr.bench.systems import ENSEMBLE, NO_NOISE, fit_all
 from skmrr.bench.transfer import Logits
 from skmrr.bench.victims import BATCH, predict
-from skmrr.features import FeatureExtractor
 from skmrr.nn.replica import LatentMap, Replica, replicate
 
 N_POINTS = 1500  # images in a cloud
@@ -43,7 +43,8 @@ def figures(
     names : list of str, optional
         Of no effect: the figures are of the latent defender and its ensemble.
     """
-    hardness, first = [], {}
+    hardness = []
+    first: dict[str, Any] = {}
     for seed in seeds:
         progress(f"{name}, seed {seed}: figures")
         problem = problem_of(name, seed, memory, sizes)
@@ -126,7 +127,9 @@ def distances_of(problem: Problem, latent_map: LatentMap) -> pd.DataFrame:
 
 def hardness_of(problem: Problem, detector, latent_map: LatentMap) -> pd.DataFrame:
     """Of each success: whether it is flagged, fools the latent defender, and its clean margin."""
-    logits = FeatureExtractor(problem.victim, "").fit_transform(problem.X_test)
+    with torch.no_grad():
+        parts = [problem.victim(x) for x in torch.as_tensor(problem.X_test).split(BATCH)]
+    logits = torch.cat(parts).numpy()
     own = np.take_along_axis(logits, problem.y_test[:, None], 1)[:, 0]
     np.put_along_axis(logits, problem.y_test[:, None], -np.inf, 1)
     margin = own - logits.max(1)
@@ -191,7 +194,7 @@ def draw_clouds(clouds: dict[str, pd.DataFrame], distances: pd.DataFrame):
         ax.set(title=f"features in the {name}", xticklabels=[], yticklabels=[], zticklabels=[])
         ax = figure.add_subplot(2, 2, k + 3)
         part = distances[distances["network"] == name]
-        bins = np.linspace(0, part["distance"].max(), 60)
+        bins = np.linspace(0, part["distance"].max(), 60).tolist()
         for rows, group in part.groupby("rows", sort=False):
             ax.hist(group["distance"], bins, density=True, alpha=0.6, label=rows)
         ax.set(xlabel="distance to the centre of the class named", ylabel="density", yscale="log")
@@ -204,7 +207,7 @@ def draw_hardness(frame: pd.DataFrame, examples: list[tuple]):
     from matplotlib import pyplot as plt
 
     figure = plt.figure(figsize=(10, 7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.2, 1])
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[1.2, 1]))
     axes = top.subplots(1, 2, sharey=True)
     bins = np.quantile(frame["clean_margin"], np.linspace(0, 1, 9))
     middle = (bins[1:] + bins[:-1]) / 2

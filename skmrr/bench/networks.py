@@ -38,7 +38,7 @@ def build_mnist() -> nn.Sequential:
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(200, 10),
-    ).to(memory_format=torch.channels_last)
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build_certified() -> nn.Sequential:

@@ -33,14 +33,14 @@ class Sizes:
 SIZES = {
     "digits": Sizes(kinds=(*KINDS, "JSMA", *MODERN)),
     "mnist": Sizes(kinds=(*KINDS, "JSMA", *MODERN)),
-    "cifar10": Sizes(n_attacked=100, n_adaptive=30),
-    "imagenette": Sizes(n_attacked=40, n_adaptive=10, n_carlini=10, n_timed=100),
+    "cifar10": Sizes(n_attacked=50, n_adaptive=30),
+    "imagenette": Sizes(n_attacked=12, n_adaptive=10, n_carlini=10, n_timed=50),
 }
 QUICK = Sizes(
     n_attacked=40,
     kinds=("FGSM", "BIM", "DeepFool", "CW", "PGD"),
-    n_adaptive=8,
-    adaptive_steps=5,
+    n_adaptive=4,
+    adaptive_steps=3,
     n_carlini=6,
     carlini_search=2,
     carlini_steps=20,

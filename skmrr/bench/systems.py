@@ -127,7 +127,7 @@ def fit_all(
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"There is no detector {unknown} on {problem.name}; there are {known}.")
-    fitted = {}
+    fitted: dict[str, Fitted] = {}
     for name in known:
         if name not in names and not (name == ENSEMBLE and NO_NOISE in names):
             continue

@@ -59,13 +59,20 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
 
 
 def fitted_bytes(detector: BaseDetector) -> int:
-    """Memory of a fitted detector's tensors in bytes, those of its classifier left out."""
-    own = {id(tensor): tensor for tensor in _tensors(detector.module_)}
+    """Memory of a fitted detector's tensors in bytes, those with the classifier's values left out.
+
+    By value, because a detector that was pickled holds its classifier twice.
+    """
+    tensors = {id(tensor): tensor for tensor in _tensors(detector.module_)}.values()
+    known = set()
     if detector.classifier is not None:
-        for tensor in _tensors(detector.classifier):
-            own.pop(id(tensor), None)
-    return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+        known = {_content(tensor) for tensor in _tensors(detector.classifier)}
+    return sum(t.numel() * t.element_size() for t in tensors if _content(t) not in known)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _content(tensor: torch.Tensor) -> tuple:
+    return tensor.shape, tensor.detach().cpu().contiguous().numpy().tobytes()
