@@ -138,7 +138,7 @@ def results(
     from skmrr.bench.report import assemble
 
     page = output / "results.md" if page is None else page
-    page.write_text(assemble(output), encoding="utf-8")
+    page.write_text(assemble(output, page.parent), encoding="utf-8")
     typer.echo(f"written to {page}")
 
 

@@ -16,7 +16,7 @@ from skmrr.baselines import APEGANDetector, EfficientDefensesDetector, MagNetDet
 from skmrr.bench.problems import PROBLEMS, Problem
 from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import PAPER_PRIOR_ART, PAPER_TABLE2, Sizes
-from skmrr.bench.systems import ATTACKED_BY_ALL, CERTIFIED, fit_all
+from skmrr.bench.systems import TABLE2, CERTIFIED, fit_all
 from skmrr.bench.victims import predict
 from skmrr.ensemble import MRREnsemble
 from skmrr.latent import LatentDefender
@@ -51,7 +51,7 @@ def table2(
     progress : callable
         Told what begins.
     """
-    wanted = ["N", *ATTACKED_BY_ALL] if names is None else names
+    wanted = ["N", *TABLE2] if names is None else names
     images = []
     for seed in seeds:
         problem = PROBLEMS[name](seed, memory, kinds=())

@@ -1,6 +1,7 @@
 """Reports: tables as CSV, JSON and Markdown, pictures as PNG, and where they come from."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -52,8 +53,8 @@ def write(report: Report, folder: Path, command: str, seeds: list[int]) -> Path:
     return home
 
 
-def assemble(folder: Path) -> str:
-    """Join the reports in a folder to one page of Markdown."""
+def assemble(folder: Path, page_folder: Path | None = None) -> str:
+    """Join the reports in a folder to one page of Markdown, to lie in that folder or another."""
     paths = sorted(Path(folder).glob("*/report.md"))
     if not paths:
         raise FileNotFoundError(f"There is no report in {folder}; run a command of skmrr bench.")
@@ -63,7 +64,14 @@ def assemble(folder: Path) -> str:
         "Written by `skmrr bench results` from what the other commands measured; do not edit.",
         "",
     ]
-    return "\n".join([*head, *(path.read_text(encoding="utf-8") for path in paths)])
+    page = "\n".join([*head, *(path.read_text(encoding="utf-8") for path in paths)])
+    if page_folder is None:
+        return page
+    way = Path(os.path.relpath(folder, page_folder)).as_posix()
+    for path in paths:
+        name = path.parent.name
+        page = page.replace(f"]({name}/", f"]({way}/{name}/")
+    return page
 
 
 def provenance(command: str, seeds: list[int]) -> dict:
