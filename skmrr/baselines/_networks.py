@@ -1,4 +1,8 @@
-"""Small networks that the rivals train by default."""
+"""Small networks that the rivals train by default.
+
+Those of flat rows compute in double precision, as scores of features are compared to the last digit
+where their order and number change.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +130,7 @@ def softmax_network(
     return nn.Sequential(
         *(ToUnit(low, high), nn.Flatten(), nn.Linear(dim, width), nn.ReLU()),
         nn.Linear(width, n_classes),
-    )
+    ).double()
 
 
 def _conv(n_in: int, n_out: int) -> nn.Conv2d:
@@ -139,7 +143,7 @@ def _dense(shape: tuple[int, ...], low: float, high: float, width: int) -> nn.Mo
         *(ToUnit(low, high), nn.Flatten()),
         *(nn.Linear(dim, width), nn.LeakyReLU(0.2), nn.Linear(width, dim), nn.Sigmoid()),
         *(nn.Unflatten(1, shape), FromUnit(low, high)),
-    )
+    ).double()
 
 
 class RebuildingClassifier(nn.Module):

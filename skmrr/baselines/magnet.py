@@ -126,7 +126,7 @@ class MagNetDetector(BaseDetector):
     >>> X, y = load_digits_images()
     >>> magnet = MagNetDetector(
     ...     max_epochs=4, training_batch_size=16, clip_values=(0, 1), random_state=0
-    ... ).fit(X[:1500], y[:1500])
+    ... ).fit(X[:800], y[:800])
     >>> noisy = np.clip(X[1500:] + np.random.default_rng(0).normal(0, 0.4, X[1500:].shape), 0, 1)
     >>> bool(magnet.risk(noisy).mean() > magnet.risk(X[1500:]).mean())
     True

@@ -16,7 +16,7 @@ from skmrr.baselines import APEGANDetector, EfficientDefensesDetector, MagNetDet
 from skmrr.bench.problems import PROBLEMS, Problem
 from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import PAPER_PRIOR_ART, PAPER_TABLE2, Sizes
-from skmrr.bench.systems import TABLE2, CERTIFIED, fit_all
+from skmrr.bench.systems import CERTIFIED, TABLE2, fit_all
 from skmrr.bench.victims import predict
 from skmrr.ensemble import MRREnsemble
 from skmrr.latent import LatentDefender

@@ -36,7 +36,7 @@ ENSEMBLE = "MRREnsemble"
 NO_NOISE = "MRREnsemble, no noise members"
 CERTIFIED = "LatentDefender, certified"
 OURS = (ENSEMBLE, NO_NOISE, CERTIFIED)
-# A noise member's gradient, that of a quantile, hides it from Carlini's attack: table 2 leaves it out.
+# A quantile's gradient hides noise members from Carlini's attack: table 2 leaves them out.
 TABLE2 = (NO_NOISE, CERTIFIED, "MagNet", "Efficient Defenses", "APE-GAN")
 
 
