@@ -18,7 +18,7 @@ from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import Sizes
 from skmrr.bench.systems import ENSEMBLE, NO_NOISE, fit_all
 from skmrr.bench.transfer import Logits
-from skmrr.bench.victims import BATCH, predict
+from skmrr.bench.victims import batch_of, predict
 from skmrr.nn.replica import LatentMap, Replica, replicate
 
 N_POINTS = 1500  # images in a cloud
@@ -86,7 +86,7 @@ def figures(
 def unit_features(latent_map: LatentMap, X) -> np.ndarray:
     """Features on the unit sphere."""
     with torch.no_grad():
-        return torch.cat([latent_map(x) for x in torch.as_tensor(X).split(BATCH)]).numpy()
+        return torch.cat([latent_map(x) for x in torch.as_tensor(X).split(batch_of(X))]).numpy()
 
 
 def as_replica(victim: nn.Module) -> Replica:
@@ -128,7 +128,10 @@ def distances_of(problem: Problem, latent_map: LatentMap) -> pd.DataFrame:
 def hardness_of(problem: Problem, detector, latent_map: LatentMap) -> pd.DataFrame:
     """Of each success: whether it is flagged, fools the latent defender, and its clean margin."""
     with torch.no_grad():
-        parts = [problem.victim(x) for x in torch.as_tensor(problem.X_test).split(BATCH)]
+        parts = [
+            problem.victim(x)
+            for x in torch.as_tensor(problem.X_test).split(batch_of(problem.X_test))
+        ]
     logits = torch.cat(parts).numpy()
     own = np.take_along_axis(logits, problem.y_test[:, None], 1)[:, 0]
     np.put_along_axis(logits, problem.y_test[:, None], -np.inf, 1)

@@ -16,7 +16,7 @@ from torch import nn
 from skmrr.art import Attack, as_art_classifier, modern_attacks, paper_attacks, run_attacks
 from skmrr.bench.networks import build_digits, build_mnist
 from skmrr.bench.victims import (
-    BATCH,
+    batch_of,
     load_victim,
     predict,
     read_efficientnet,
@@ -239,7 +239,7 @@ def attacked(
             {attack: how},
             X_test[start],
             y_test[start],
-            batch_size=BATCH,
+            batch_size=batch_of(X_test),
             memory=memory,
             verbose=verbose,
         )[attack]

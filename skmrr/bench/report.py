@@ -38,6 +38,8 @@ def write(report: Report, folder: Path, command: str, seeds: list[int]) -> Path:
     home = Path(folder) / report.name
     home.mkdir(parents=True, exist_ok=True)
     for name, frame in report.frames.items():
+        if frame.index.names != [None]:  # else what the rows are would be lost
+            frame = frame.reset_index()
         frame.to_csv(home / f"{name}.csv", index=False)
         frame.to_json(home / f"{name}.json", orient="records")
     origin = provenance(command, seeds)
@@ -121,20 +123,19 @@ def _number(value: float, digits: int) -> str:
 
 def _commit() -> str:
     """Commit of the checkout that the package runs from, if it is one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    package = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", "."],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        git("ls-files", "--error-unmatch", __file__)  # a virtual environment lies in others' too
+        commit = git("rev-parse", "--short", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return "none (installed package)"
-    return f"{commit} with changes" if changes.strip() else commit
+    return f"{commit} with changes" if changes else commit
 
 
 def _version(package: str) -> str:

