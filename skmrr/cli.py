@@ -1,7 +1,9 @@
 """The command ``skmrr``: reproduce the tables, and try to break the challenge."""
 
 import dataclasses
+import shlex
 import sys
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +62,9 @@ DetectorOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch; all cores by default.")
 ]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder to write into.")]
+SubmissionArgument = Annotated[Path, typer.Argument(help="Submission, an .npz file.")]
+BuildArgument = Annotated[Path, typer.Argument(help="File to write, of type .safetensors.")]
 
 
 def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detectors, threads):
@@ -98,7 +103,7 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
         outcome = measures[measure](
             name, numbers, memory, sizes, names=detectors or None, progress=progress
         )
-    command = " ".join(["skmrr", *sys.argv[1:]])
+    command = shlex.join(["skmrr", *sys.argv[1:]])
     home = report.write(outcome, output, command, numbers)
     typer.echo((home / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"written to {home}")
@@ -138,8 +143,58 @@ def results(
     from skmrr.bench.report import assemble
 
     page = output / "results.md" if page is None else page
-    page.write_text(assemble(output, page.parent), encoding="utf-8")
+    text = assemble(output, page.parent)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
     typer.echo(f"written to {page}")
+
+
+@challenge.command()
+def info() -> None:
+    """Say what the rule is, which file it is about, and what no attack can exceed."""
+    from skmrr.bench import challenge as published
+
+    typer.echo(published.describe())
+
+
+@challenge.command()
+def export(folder: FolderArgument) -> None:
+    """Write the test images, an empty submission and a how-to into a folder."""
+    from skmrr.bench import challenge as published
+
+    with _friendly():
+        published.export(folder)
+    typer.echo(f"written to {folder}: put your images into submission.npz")
+
+
+@challenge.command()
+def score(file: SubmissionArgument) -> None:
+    """Judge a submission: how many images are misclassified and not flagged."""
+    from skmrr.bench import challenge as published
+
+    with _friendly():
+        typer.echo(str(published.score(file)))
+
+
+@challenge.command()
+def build(file: BuildArgument) -> None:
+    """Train victim and detector by the recipe into a file: about a minute."""
+    from skmrr.bench import challenge as published
+
+    with _friendly():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = published.save(published.build(), file)
+    typer.echo(f"SHA-256 {sha256}")
+    typer.echo(f"written to {file}; the published file stays the one that counts")
+
+
+@contextmanager
+def _friendly():
+    """Turn what is wrong with a file into a message."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def main() -> None:
