@@ -26,8 +26,8 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
     Returns
     -------
     float
-        The classifier's own pass, which scoring needs too, included: a detector that looks at the
-        logits alone costs 1.
+        The classifier's own pass, which names the class to score under, included: a detector that
+        looks at the logits costs 2, as it makes them once more.
 
     Examples
     --------

@@ -146,12 +146,12 @@ def evaluate_detection(
     --------
     >>> import numpy as np
     >>> from sklearn.datasets import load_digits
-    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.neighbors import KNeighborsClassifier
     >>> from skmrr import LatentDefender
     >>> from skmrr.evaluation import Successes, evaluate_detection
     >>> X, y = load_digits(return_X_y=True)
     >>> detector = LatentDefender(max_epochs=3, random_state=0).fit(X[:1500], y[:1500])
-    >>> labels = LogisticRegression(max_iter=50).fit(X[:1500] / 16, y[:1500]).predict(X[1500:] / 16)
+    >>> labels = KNeighborsClassifier().fit(X[:1500], y[:1500]).predict(X[1500:])
     >>> rows = np.flatnonzero(labels == y[1500:])[:100]
     >>> noisy = Successes(16 - X[1500:][rows], rows, n_attacked=100, distortion=np.ones(100))
     >>> outcome = evaluate_detection(
@@ -278,7 +278,8 @@ def _decisions(detectors: Mapping[str, RiskMixin], X) -> np.ndarray:
     for detector in detectors.values():
         classifier = _classifier(detector)
         if classifier is not None:
-            return predict_labels(classifier, Rows(np.asarray(X)), detector.batch_size)
+            rows = Rows(np.asarray(X), input_shape=detector.input_shape_)
+            return predict_labels(classifier, rows, detector.batch_size)
     raise ValueError("No detector has a classifier: give labels=…, the victim's decisions for X.")
 
 
