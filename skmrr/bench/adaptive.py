@@ -73,6 +73,8 @@ def table2(
             )
             columns = {"system": system.system, "security_parameter": sp}
             images.append(frame.assign(seed=seed, false_alarms=system.false_alarms, **columns))
+    if not images:
+        raise ValueError(f"None of {wanted} is there on {name}; name others.")
     frame = pd.concat(images, ignore_index=True)
     table = summarised(frame)
     return Report(

@@ -15,6 +15,7 @@ from skmrr.evaluation import (
     CostDisplay,
     DetectionEvaluation,
     DetectionRocDisplay,
+    check_disjoint,
     evaluate_adaptive,
     evaluate_detection,
     fitted_bytes,
@@ -64,6 +65,9 @@ def table1(
     for seed in seeds:
         progress(f"{name}, seed {seed}: victim and attacks")
         problem = problem_of(name, seed, memory, sizes)
+        check_disjoint(
+            X_fit=problem.X_fit, X_calibration=problem.X_calibration, X_test=problem.X_test
+        )
         fitted = fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
         progress(f"{name}, seed {seed}: scoring")
         by_seed[seed] = detection_of(problem, fitted)

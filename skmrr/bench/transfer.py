@@ -82,6 +82,8 @@ def networks_of(
 ) -> dict[str, nn.Module]:
     """Victim, a re-seeded or deeper one, and the network of the latent defender."""
     networks = {VICTIM: problem.victim}
+    if problem.name == "imagenette":
+        raise ValueError("There is one network for imagenette alone; take another --dataset.")
     if problem.name == "cifar10":
         networks["ResNet-56"] = read_resnet(56)
     else:

@@ -121,7 +121,8 @@ def evaluate_detection(
     attacks : mapping of str to Successes
         Adversarials made from rows of X that the victim takes for what they are.
     labels : array-like of shape (n_samples,), optional
-        The victim's decisions for X; by default the first detector's ``classifier`` is asked.
+        The victim's decisions for X; by default the first detector's ``classifier`` is asked. A
+        detector without a classifier of its own judges adversarials under its nearest class.
     security_parameters : sequence of float, default=(0.01, 0.05)
         Thresholds.
     verbose : bool, default=False
