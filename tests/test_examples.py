@@ -47,7 +47,12 @@ SMALL = {
     ],
 }
 NEEDS_DATA = {"4_paper/adaptive.py", "4_paper/ensemble.py", "4_paper/mnist_latent.py"}
-SLOW = {*NEEDS_DATA, "4_paper/input_defender.py"}
+SLOW = {
+    *NEEDS_DATA,
+    "4_paper/input_defender.py",
+    "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
+    "1_quickstart/plot_dictionary.py",
+}
 
 
 def is_script(path):
