@@ -15,7 +15,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "_templates", "results", "sg_execution_times.rst"]
 html_theme = "pydata_sphinx_theme"
 html_title = "skmrr"
 html_show_sourcelink = False
