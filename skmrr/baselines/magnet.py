@@ -45,7 +45,7 @@ class MagNetDetector(BaseDetector):
     classifier : nn.Module, optional
         The victim, rows of X → logits. Without it only the error of reconstruction is judged.
     statistic : {"combined", "reconstruction", "divergence"}, default="combined"
-        ``reconstruction``: mean over the values of a row of |x − AE(x)|ᵖ, p being `norm`.
+        ``reconstruction``: mean over the values of a row of ``abs(x − AE(x)) ** norm``.
         ``divergence``: Jensen–Shannon divergence of softmax(f(x)/T) and softmax(f(AE(x))/T) at
         T = 10 and T = 40, f being the classifier's logits. ``combined``: all three.
     autoencoder : nn.Module, optional
