@@ -120,7 +120,7 @@ ATTACKS: dict[str, dict[str, Attack]] = {
                 learning_rate=0.005,
                 initial_const=0.01,
                 max_iter=30,
-                binary_search_steps=3,
+                search_steps=3,
             ),
             **modern_attacks(
                 eps=(2 / 255,), steps=10, restarts=1, square_steps=100, hop_steps=None
