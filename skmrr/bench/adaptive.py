@@ -194,17 +194,17 @@ def carlini(key: str, network: nn.Module, problem: Problem, sizes: Sizes) -> Att
 
 def summarised(images: pd.DataFrame) -> pd.DataFrame:
     """Per system and SP: median ratio, shares of images that hold within budgets, false alarms."""
-    # A hardened classifier may get an image wrong without any attack.
-    images = images[images["right"]].assign(ratio=images["l2"] / images["l2_alone"])
+    # A hardened classifier may get an image wrong without any attack, which then counts nowhere.
+    images = images.assign(ratio=(images["l2"] / images["l2_alone"]).where(images["right"]))
     by = images.groupby(["system", "security_parameter"], sort=False)
     table = by.agg(
-        n=("ratio", "size"),
-        attack_success=("l2", lambda l2: np.isfinite(l2).mean()),
+        n=("ratio", "count"),
+        attack_success=("ratio", lambda ratio: np.isfinite(ratio.dropna()).mean()),
         ratio=("ratio", "median"),
         false_alarms=("false_alarms", "mean"),
     )
     for budget in BUDGETS:
-        table[f"hold_{budget:g}"] = by["ratio"].agg(lambda r, b=budget: (r > b).mean())
+        table[f"hold_{budget:g}"] = by["ratio"].agg(lambda r, b=budget: (r.dropna() > b).mean())
     return table
 
 
