@@ -169,7 +169,7 @@ def test_kernel_density_is_that_of_scikit_learn(blobs):
     np.testing.assert_allclose(statistic_of(detector, X), -expected.max(1))
     np.testing.assert_allclose(statistic_of(detector, X, y), -expected[np.arange(300), y])
     few = KernelDensityDetector(max_rows=20, **params).fit(X, y)
-    assert len(few.module_.statistic.bank) == 60
+    assert len(few.module_.statistic.bank.rows) == 60
 
 
 def test_bandwidth_is_the_likeliest(blobs):

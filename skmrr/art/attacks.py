@@ -18,7 +18,7 @@ from skmrr.art._modules import as_module, channels_as_given, clip_values
 from skmrr.attacks import AttackResult, carlini_l2
 from skmrr.attacks.result import verified
 from skmrr.features import FeatureExtractor
-from skmrr.nn.hooks import evaluating
+from skmrr.nn.hooks import evaluating, seeded
 
 
 class Attack(NamedTuple):
@@ -182,13 +182,12 @@ def _judged(classifier, found: torch.Tensor, x: np.ndarray, y: np.ndarray) -> At
 def _seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
     """Seed the global generators, which attacks of ART draw from, and restore them afterwards."""
     state = np.random.get_state()  # noqa: NPY002 - ART's own source of randomness
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
+    try:
+        np.random.seed(seed)  # noqa: NPY002
+        with seeded(seed, device):
             yield
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 @contextmanager

@@ -25,32 +25,6 @@ from skmrr.nn.rows import Rows
 PENULTIMATE = "input of the last linear layer"
 
 
-class ClassFreeStatistic(nn.Module):
-    """Statistic in which the classes do not differ: `level` is all there is to compute.
-
-    Parameters
-    ----------
-    n_classes : int
-        Number of classes.
-    """
-
-    def __init__(self, n_classes: int):
-        super().__init__()
-        self.n_classes = n_classes
-
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return the statistic of each row, which is the same under each class, high = odd."""
-        return self.level(x)[:, None].expand(-1, self.n_classes)
-
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Return the statistic of each row."""
-        return self.level(x)
-
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
-        """Oddness of each row."""
-        raise NotImplementedError
-
-
 def favouring(
     level: Float[Tensor, " batch"], column: Int[Tensor, " batch"], n_classes: int
 ) -> Float[Tensor, "batch classes"]:

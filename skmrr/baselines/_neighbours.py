@@ -36,14 +36,24 @@ class Bank(nn.Module):
             positions = torch.empty_like(best, dtype=torch.int64)
             for start in range(0, len(self.rows), ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
-                # ‖f − b‖² up to ‖f‖²
-                distances = self.squares[part] - 2 * centred @ self.rows[part].T  # batch rows
+                distances = self._squared(centred, part)
                 here = torch.arange(start, start + distances.shape[1], device=features.device)
                 distances = torch.cat([best, distances], dim=1)
                 positions = torch.cat([positions, here.expand(len(features), -1)], dim=1)
                 nearest = distances.topk(min(k, distances.shape[1]), largest=False)
                 best, positions = nearest.values, positions.gather(1, nearest.indices)
             return positions
+
+    def squared_distances(
+        self, features: Float[Tensor, "batch dim"], part: slice
+    ) -> Float[Tensor, "batch part"]:
+        """Squared distances to some of the rows, with the rounding of the search."""
+        centred = features - self.centre
+        return centred.square().sum(1, keepdim=True) + self._squared(centred, part)
+
+    def _squared(self, centred: Tensor, part: slice) -> Float[Tensor, "batch part"]:
+        """Squared distances up to the features' own squares."""
+        return self.squares[part] - 2 * centred @ self.rows[part].T
 
     def distances(
         self, features: Float[Tensor, "batch dim"], positions: Int[Tensor, "batch k"]

@@ -1,7 +1,6 @@
 """What the rivals that train a network have in common."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,9 @@ from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
 from skmrr.nn.rows import Rows
 
 
-@contextmanager
-def seeded(random_state: np.random.RandomState, device: torch.device) -> Iterator[None]:
-    """Draw all of torch's random numbers from `random_state`, and leave its own state alone."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(random_state.randint(np.iinfo(np.int32).max))
-        yield
+def draw_seed(random_state: np.random.RandomState) -> int:
+    """Seed for `skmrr.nn.hooks.seeded`."""
+    return int(random_state.randint(np.iinfo(np.int32).max))
 
 
 def train_epochs(
@@ -74,6 +70,54 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def train_network(
+    loss_of: Callable[[Tensor, np.ndarray], Tensor],
+    network: nn.Module,
+    rows: Rows,
+    train: np.ndarray,
+    *,
+    learning_rate: float,
+    max_epochs: int,
+    batch_size: int,
+    desc: str,
+    verbose: bool,
+) -> list[float]:
+    """Train a network by Adam, whose learning rate falls along a cosine, then freeze it.
+
+    Parameters
+    ----------
+    loss_of : callable
+        (x, indices of its rows) → loss of the batch.
+    network : nn.Module
+        Changed in place.
+    rows, train, max_epochs, batch_size, desc, verbose
+        As in `train_epochs`, whose losses are returned.
+    learning_rate : float
+        At the start.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    n_steps = max_epochs * -(-len(train) // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+
+    def step(x: Tensor, indices: np.ndarray) -> Tensor:
+        loss = descend(optimizer, loss_of(x, indices))
+        schedule.step()
+        return loss
+
+    losses = train_epochs(
+        step,
+        rows,
+        train,
+        network.train(),
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        desc=desc,
+        verbose=verbose,
+    )
+    network.eval().requires_grad_(False)
+    return losses
 
 
 def value_range(rows: Rows, train: np.ndarray, clip_values, batch_size: int):

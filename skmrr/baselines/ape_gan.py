@@ -16,13 +16,13 @@ from skmrr.baselines._training import (
     check_logits,
     check_rebuilds,
     descend,
+    draw_seed,
     map_rows,
-    seeded,
     train_epochs,
     value_range,
 )
-from skmrr.nn.detector import against_best_other
-from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
+from skmrr.nn.detector import ClassFreeStatistic, against_best_other
+from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device, seeded
 
 EPS_SHARE = 0.3  # of the range of X; the paper's attack on MNIST
 BETAS = (0.5, 0.999)  # of Adam, as in the paper
@@ -217,7 +217,7 @@ class APEGANDetector(BaseDetector):
         device = resolve_device(self.device, self.classifier)
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.eps_ = EPS_SHARE * (high - low) if self.eps == "auto" else self.eps
-        with seeded(random_state, device), evaluating(self.classifier, device=device):
+        with seeded(draw_seed(random_state), device), evaluating(self.classifier, device=device):
             if self.classifier is not None:
                 check_logits(self.classifier, rows.take(train[:1]), self.classes_, "classifier")
             network = self._train(rows, columns, train, low, high, device)
@@ -343,7 +343,7 @@ class PurifiedStatistic(nn.Module):
         return against_best_other(logits.double())[:, self.classes]
 
 
-class ChangeStatistic(nn.Module):
+class ChangeStatistic(ClassFreeStatistic):
     """Squared length of what purifying changes, whatever the class.
 
     Parameters
@@ -351,15 +351,13 @@ class ChangeStatistic(nn.Module):
     purifier : nn.Module
         Rows → rows.
     n_classes : int
-        Number of classes, among which nothing differs.
+        Number of classes.
     """
 
     def __init__(self, purifier: nn.Module, n_classes: int):
-        super().__init__()
+        super().__init__(n_classes)
         self.purifier = purifier
-        self.n_classes = n_classes
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return ‖G(x) − x‖² under each class, high = odd."""
-        change = (self.purifier(x) - x).double().flatten(1).square().sum(1)
-        return change[:, None].expand(-1, self.n_classes)
+    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """Return ‖G(x) − x‖²."""
+        return (self.purifier(x) - x).double().flatten(1).square().sum(1)

@@ -14,9 +14,14 @@ from torch.nn import functional
 
 from skmrr.base import BaseDetector
 from skmrr.baselines import _networks
-from skmrr.baselines._training import check_logits, descend, seeded, train_epochs, value_range
+from skmrr.baselines._training import (
+    check_logits,
+    draw_seed,
+    train_network,
+    value_range,
+)
 from skmrr.nn.detector import against_best_other
-from skmrr.nn.hooks import as_input, captured, evaluating, replace_layer, resolve_device
+from skmrr.nn.hooks import as_input, captured, evaluating, replace_layer, resolve_device, seeded
 
 NOISE_SHARE = 0.3  # of the range of X
 BOUND = 1.0  # of a ReLU trained from scratch
@@ -197,7 +202,7 @@ class EfficientDefensesDetector(BaseDetector):
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
-        with seeded(random_state, device):
+        with seeded(draw_seed(random_state), device):
             network = self._initial_network(template, rows, train, low, high, device)
             columns = columns if template is None else self.classes_[columns.clip(0)]
             background = (low, high) if template is None and len(self.classes_) == 1 else None
@@ -236,11 +241,7 @@ class EfficientDefensesDetector(BaseDetector):
         return network
 
     def _train(self, network, rows, labels, train, background) -> None:
-        optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
-        n_steps = self.max_epochs * -(-len(train) // self.training_batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-
-        def step(x, indices):
+        def loss_of(x, indices):
             y = labels[torch.as_tensor(indices)].to(x.device)
             x = x + self.noise_scale_ * torch.randn_like(x)
             if self.clip_values is not None:
@@ -249,22 +250,20 @@ class EfficientDefensesDetector(BaseDetector):
                 low, high = background
                 x = torch.cat([x, low + (high - low) * torch.rand_like(x)])
                 y = torch.cat([y, torch.ones_like(y)])
-            loss = descend(optimizer, functional.cross_entropy(network(x), y))
-            schedule.step()
-            return loss
+            return functional.cross_entropy(network(x), y)
 
-        losses = train_epochs(
-            step,
+        losses = train_network(
+            loss_of,
+            network,
             rows,
             train,
-            network.train(),
+            learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
             batch_size=self.training_batch_size,
             desc="harden",
             verbose=self.verbose,
         )
         self.history_ = {"loss": losses}
-        network.eval().requires_grad_(False)
 
 
 class BoundedReLU(nn.Module):

@@ -8,8 +8,9 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from skmrr.base import BaseDetector
-from skmrr.baselines._features import ClassFreeStatistic
 from skmrr.baselines._squeezers import BitDepth, MedianFilter, NonLocalMeans
+from skmrr.baselines._training import value_range
+from skmrr.nn.detector import ClassFreeStatistic
 from skmrr.nn.hooks import as_input, module_device
 
 NO_CHANGE = 1e-30  # of probabilities, that has a logarithm
@@ -175,20 +176,11 @@ class FeatureSqueezingDetector(BaseDetector):
         self.random_state = random_state
 
     def _fit_statistic(self, rows, columns, train, random_state):
-        self.clip_values_ = self._range(rows, train)
-        low, high = self.clip_values_
-        extent = high - low or 1.0  # constant rows have any range
-        squeezers = self._squeezers(low, low + extent, is_image=len(rows.shape) == 3)
-        floor = EXACT * extent if self.classifier is None else NO_CHANGE
+        low, high = value_range(rows, train, self.clip_values, self.batch_size)
+        self.clip_values_ = low, high
+        squeezers = self._squeezers(low, high, is_image=len(rows.shape) == 3)
+        floor = EXACT * (high - low) if self.classifier is None else NO_CHANGE
         return SqueezingStatistic(self.classifier, squeezers, floor, len(self.classes_))
-
-    def _range(self, rows, train) -> tuple[float, float]:
-        if self.clip_values is not None:
-            low, high = self.clip_values
-            return float(low), float(high)
-        ends = [(x.min().item(), x.max().item()) for _, x in rows.batches(self.batch_size, train)]
-        lows, highs = zip(*ends, strict=True)
-        return float(min(lows)), float(max(highs))
 
     def _squeezers(self, low: float, high: float, *, is_image: bool) -> list[nn.Module]:
         squeezers: list[nn.Module] = []

@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skmrr.baselines._features import FeatureDetector, Features
+from skmrr.baselines._neighbours import Bank
 
 MAX_BANDWIDTH_ROWS = 200  # of each class, that the bandwidth is chosen on
 # Bandwidths to choose among, in units of the root mean square distance between rows of a class
@@ -29,20 +30,12 @@ class KernelDensityStatistic(nn.Module):
         Standard deviation h of the kernels.
     """
 
-    bank: Tensor
-    centre: Tensor
-    squares: Tensor
-
     def __init__(self, features: Features, banks: list[Tensor], bandwidth: float):
         super().__init__()
         self.features = features
         self.bandwidth = bandwidth
         self.sizes = [len(bank) for bank in banks]
-        bank = torch.cat(banks)
-        # Around zero the expanded square below loses the fewest digits.
-        self.register_buffer("centre", bank.mean(0))  # dim
-        self.register_buffer("bank", bank - self.centre)  # rows dim, class by class
-        self.register_buffer("squares", self.bank.square().sum(1))  # rows
+        self.bank = Bank(torch.cat(banks))  # class by class
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
@@ -59,14 +52,8 @@ class KernelDensityStatistic(nn.Module):
 
     def _under(self, features: Float[Tensor, "batch dim"], c: int) -> Float[Tensor, " batch"]:
         start = sum(self.sizes[:c])
-        rows = slice(start, start + self.sizes[c])
-        centred = features - self.centre
-        squared = (
-            centred.square().sum(1, keepdim=True)
-            - 2 * centred @ self.bank[rows].T
-            + self.squares[rows]
-        )  # batch rows
-        return -log_density(squared, self.bandwidth, self.sizes[c], self.bank.shape[1])
+        squared = self.bank.squared_distances(features, slice(start, start + self.sizes[c]))
+        return -log_density(squared, self.bandwidth, self.sizes[c], features.shape[1])
 
 
 def log_density(

@@ -9,13 +9,13 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from skmrr.baselines._features import (
-    ClassFreeStatistic,
     FeatureDetector,
     Features,
     LayerMean,
     sample_rows,
 )
 from skmrr.baselines._neighbours import Bank, check_neighbors
+from skmrr.nn.detector import ClassFreeStatistic
 
 MAX_STANDARDISED_ROWS = 500  # rows of the bank that say what is usual in a layer
 CLOSEST = 1e-12  # distance, beside that of the k-th neighbour, that counts as none

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -18,15 +18,15 @@ from skmrr.baselines import _networks
 from skmrr.baselines._training import (
     check_logits,
     check_rebuilds,
-    descend,
+    draw_seed,
     map_rows,
-    seeded,
-    train_epochs,
+    train_network,
     value_range,
 )
 from skmrr.calibration import MemberSurvivals
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
+from skmrr.nn.detector import ClassFreeStatistic
+from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device, seeded
 
 TEMPERATURES = (10.0, 40.0)  # of the paper
 NOISE_SHARE = 0.1  # of the range of X; the paper's noise on MNIST
@@ -266,7 +266,7 @@ class MagNetDetector(BaseDetector):
             train, held_out = train_test_split(
                 train, test_size=self.validation_fraction, random_state=random_state
             )
-        with seeded(random_state, device):
+        with seeded(draw_seed(random_state), device):
             network = self._train(rows, train, low, high, device)
         statistic = MagNetStatistic(
             _networks.InRange(network, low, high),
@@ -286,29 +286,24 @@ class MagNetDetector(BaseDetector):
         network.to(device).requires_grad_(True)
         first = as_input(rows.take(train[:1]), network, device)
         check_rebuilds(network, first, "autoencoder")
-        optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
-        n_steps = self.max_epochs * -(-len(train) // self.training_batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
 
-        def step(x, indices):
+        def loss_of(x, indices):
             noisy = (x + self.noise_scale_ * torch.randn_like(x)).clamp(low, high)
-            loss = functional.mse_loss(network(noisy), x) / (high - low) ** 2
-            loss = descend(optimizer, loss)
-            schedule.step()
-            return loss
+            return functional.mse_loss(network(noisy), x) / (high - low) ** 2
 
-        losses = train_epochs(
-            step,
+        losses = train_network(
+            loss_of,
+            network,
             rows,
             train,
-            network.train(),
+            learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
             batch_size=self.training_batch_size,
             desc="autoencoder",
             verbose=self.verbose,
         )
         self.history_ = {"loss": losses}
-        return network.eval().requires_grad_(False)
+        return network
 
     @torch.no_grad()
     def _survivals(self, statistic, rows, held_out, device) -> MemberSurvivals:
@@ -322,7 +317,7 @@ class MagNetDetector(BaseDetector):
         return MemberSurvivals.fit(values, one_class, 1, given_first=False).to(device)
 
 
-class MagNetStatistic(nn.Module):
+class MagNetStatistic(ClassFreeStatistic):
     """What MagNet's detectors say of a row, whatever its class.
 
     Parameters
@@ -332,28 +327,20 @@ class MagNetStatistic(nn.Module):
     classifier : nn.Module or None
         Rows → logits; with it the divergences are among the statistics.
     n_classes : int
-        Number of classes, among which nothing differs.
+        Number of classes.
     norm : int or None
         Power of the error of reconstruction, which is left out with None.
     """
 
     def __init__(self, reformer: nn.Module, classifier: nn.Module | None, n_classes: int, norm):
-        super().__init__()
+        super().__init__(n_classes)
         self.reformer = reformer
         self.classifier = classifier
-        self.n_classes = n_classes
         self.norm = norm
         self.survivals: MemberSurvivals | None = None
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return the statistic of each row, which is the same under each class, high = odd."""
-        return self._oddness(x)[:, None].expand(-1, self.n_classes)
-
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Return the statistic of each row."""
-        return self._oddness(x)
-
-    def _oddness(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+        """Return the statistic itself, or the largest −log p of several."""
         statistics = self.statistics(x)
         if self.survivals is None:
             return statistics[:, 0]

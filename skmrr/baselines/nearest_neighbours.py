@@ -7,8 +7,9 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 from torch.nn import functional
 
-from skmrr.baselines._features import ClassFreeStatistic, FeatureDetector, Features, sample_rows
+from skmrr.baselines._features import FeatureDetector, Features, sample_rows
 from skmrr.baselines._neighbours import Bank, check_neighbors
+from skmrr.nn.detector import ClassFreeStatistic
 
 
 class NeighborStatistic(ClassFreeStatistic):

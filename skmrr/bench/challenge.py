@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import torch as safetensors
-from scipy.stats import binomtest
 from torch import Tensor
 
 from skmrr.attacks.result import verified
@@ -22,6 +21,7 @@ from skmrr.bench.victims import load_victim, predict, train_digits
 from skmrr.calibration import ConformalSurvival
 from skmrr.datasets import load_digits_images
 from skmrr.evaluation.certified import classes_within_reach
+from skmrr.evaluation.metrics import exact_interval
 from skmrr.latent import LatentDefender
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector import DetectorModule
@@ -244,7 +244,7 @@ def score(submission: str | PathLike | Mapping) -> ChallengeScore:
         x[list(rows)] = torch.nan
     success = verified(network, clean, x, labels, norm=torch.inf).success
     n_attacked, n_broken = int(right.sum()), int(success.sum())
-    low, high = binomtest(n_broken, n_attacked).proportion_ci()
+    low, high = exact_interval(n_broken, n_attacked)
     return ChallengeScore(
         n_attacked,
         int(claimed.sum()),

@@ -1,6 +1,6 @@
 """Table 1, of attacks that see the victim alone, and the table of all detectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import joblib
 import numpy as np
@@ -62,16 +62,33 @@ def table1(
         Told what begins.
     """
     by_seed, costs = {}, []
+    for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
+        progress(f"{name}, seed {problem.seed}: scoring")
+        by_seed[problem.seed] = detection_of(problem, fitted)
+        costs.append(costs_of(problem, fitted, sizes))
+    return table1_report(name, seeds, by_seed, costs)
+
+
+def fitted_problems(
+    name: str, seeds: list[int], memory: joblib.Memory, sizes: Sizes, names, progress: Progress
+) -> Iterator[tuple[Problem, dict[str, Fitted]]]:
+    """Of each seed the problem with its attacks, and the detectors fitted on it."""
     for seed in seeds:
         progress(f"{name}, seed {seed}: victim and attacks")
         problem = problem_of(name, seed, memory, sizes)
         check_disjoint(
             X_fit=problem.X_fit, X_calibration=problem.X_calibration, X_test=problem.X_test
         )
-        fitted = fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
-        progress(f"{name}, seed {seed}: scoring")
-        by_seed[seed] = detection_of(problem, fitted)
-        costs.append(costs_of(problem, fitted, sizes).assign(seed=seed))
+        yield problem, fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
+
+
+def table1_report(
+    name: str,
+    seeds: list[int],
+    by_seed: dict[int, DetectionEvaluation],
+    costs: list[pd.DataFrame],
+) -> Report:
+    """Join what was measured for each seed."""
     outcome = DetectionEvaluation.concat(by_seed)
     frames = {
         "detection": outcome.detection,
@@ -107,6 +124,7 @@ def costs_of(problem: Problem, fitted: dict[str, Fitted], sizes: Sizes) -> pd.Da
     return pd.DataFrame(
         [
             {
+                "seed": problem.seed,
                 "detector": name,
                 "fit_seconds": system.fit_seconds,
                 "score_cost": scoring_cost(system.detector, X, repeats=3),
@@ -174,18 +192,20 @@ def peers(
     name, seeds, memory, sizes, names, progress
         As in `table1`, with which it shares the cache.
     """
-    first = table1(name, seeds, memory, sizes, names=names, progress=progress)
-    success = []
+    by_seed, costs, success = {}, [], []
     eps = EPS[name][-1:] if sizes.quick else EPS[name]
-    for seed in seeds:
-        problem = problem_of(name, seed, memory, sizes)
-        fitted = fit_all(problem, memory, names=names, quick=sizes.quick)
+    for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
+        seed = problem.seed
+        progress(f"{name}, seed {seed}: scoring")
+        by_seed[seed] = detection_of(problem, fitted)
+        costs.append(costs_of(problem, fitted, sizes))
         for detector, system in fitted.items():
             progress(f"{name}, seed {seed}: attacks on {detector}")
             frame = memory.cache(adaptive_success)(
                 system, problem.X_test, problem.y_test, problem.rows, eps, sizes
             )
             success.append(frame.assign(detector=detector, seed=seed))
+    first = table1_report(name, seeds, by_seed, costs)
     frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
     table = peers_table(frames)
     text = (
@@ -196,7 +216,8 @@ def peers(
         "start). Scoring in multiples of the victim's own pass, which is included.\n\n"
         + markdown(table)
     )
-    return Report(f"peers-{name}", f"All detectors, {name}", text, {**frames, "peers": table})
+    frames["peers"] = table
+    return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
 
 
 def adaptive_success(system: Fitted, X, y, rows, eps, sizes: Sizes) -> pd.DataFrame:

@@ -6,11 +6,9 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import mannwhitneyu
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
-from torch import nn
 
 from skmrr.bench.detection import problem_of
 from skmrr.bench.problems import Problem
@@ -18,8 +16,8 @@ from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import Sizes
 from skmrr.bench.systems import ENSEMBLE, NO_NOISE, fit_all
 from skmrr.bench.transfer import Logits
-from skmrr.bench.victims import batch_of, predict
-from skmrr.nn.replica import LatentMap, Replica, replicate
+from skmrr.bench.victims import outputs, predict
+from skmrr.nn.replica import LatentMap, replicate
 
 N_POINTS = 1500  # images in a cloud
 SP = 0.01
@@ -83,26 +81,17 @@ def figures(
     )
 
 
-def unit_features(latent_map: LatentMap, X) -> np.ndarray:
-    """Features on the unit sphere."""
-    with torch.no_grad():
-        return torch.cat([latent_map(x) for x in torch.as_tensor(X).split(batch_of(X))]).numpy()
-
-
-def as_replica(victim: nn.Module) -> Replica:
-    """Victim as it is, its checkpoint seen on the unit sphere."""
-    return replicate(victim).eval()
+def latent_maps_of(problem: Problem, latent_map: LatentMap) -> dict[str, LatentMap]:
+    """Victim as it is, its checkpoint seen on the unit sphere, and the latent defender."""
+    return {"victim": replicate(problem.victim).eval(), "latent defender": latent_map}
 
 
 def clouds_of(problem: Problem, latent_map: LatentMap) -> dict[str, pd.DataFrame]:
     """Three principal components of clean features, in the victim and after realignment."""
     X, y = problem.X_test[:N_POINTS], problem.y_test[:N_POINTS]
     clouds = {}
-    for name, network in {
-        "victim": as_replica(problem.victim),
-        "latent defender": latent_map,
-    }.items():
-        points = PCA(3, random_state=0).fit_transform(unit_features(network, X))
+    for name, network in latent_maps_of(problem, latent_map).items():
+        points = PCA(3, random_state=0).fit_transform(outputs(network, X))
         clouds[name] = pd.DataFrame(points, columns=["x", "y", "z"]).assign(label=y)
     return clouds
 
@@ -111,28 +100,20 @@ def distances_of(problem: Problem, latent_map: LatentMap) -> pd.DataFrame:
     """Distance of clean and adversarial images to the centre of the class the victim names."""
     adversarial = np.concatenate([a.X[:200] for a in problem.attacks.values()])
     frames = []
-    for name, network in {
-        "victim": as_replica(problem.victim),
-        "latent defender": latent_map,
-    }.items():
-        fit = unit_features(network, problem.X_fit[:5000])
+    for name, network in latent_maps_of(problem, latent_map).items():
+        fit = outputs(network, problem.X_fit[:5000])
         labels = problem.y_fit[:5000]
         centres = normalize(np.stack([fit[labels == c].mean(0) for c in range(10)]))
         for kind, X in (("clean", problem.X_test), ("adversarial", adversarial)):
             own = centres[predict(problem.victim, X)]
-            distance = np.linalg.norm(unit_features(network, X) - own, axis=1)
+            distance = np.linalg.norm(outputs(network, X) - own, axis=1)
             frames.append(pd.DataFrame({"network": name, "rows": kind, "distance": distance}))
     return pd.concat(frames, ignore_index=True)
 
 
 def hardness_of(problem: Problem, detector, latent_map: LatentMap) -> pd.DataFrame:
     """Of each success: whether it is flagged, fools the latent defender, and its clean margin."""
-    with torch.no_grad():
-        parts = [
-            problem.victim(x)
-            for x in torch.as_tensor(problem.X_test).split(batch_of(problem.X_test))
-        ]
-    logits = torch.cat(parts).numpy()
+    logits = outputs(problem.victim, problem.X_test)
     own = np.take_along_axis(logits, problem.y_test[:, None], 1)[:, 0]
     np.put_along_axis(logits, problem.y_test[:, None], -np.inf, 1)
     margin = own - logits.max(1)

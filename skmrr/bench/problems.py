@@ -6,7 +6,7 @@ nothing of changes in the functions that those two call: start an empty one afte
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
@@ -246,8 +246,3 @@ def attacked(
         if result.success.any():
             found[attack] = Successes.of(result, start)
     return Problem(name, seed, victim, *images, rows, found)
-
-
-def without_attacks(problem: Problem) -> Problem:
-    """Forget a problem's adversarials, which are large."""
-    return replace(problem, attacks={})

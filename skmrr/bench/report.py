@@ -13,6 +13,8 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
+from skmrr.evaluation.protocol import save_frames
+
 PACKAGES = ("skmrr", "numpy", "scipy", "scikit-learn", "torch", "adversarial-robustness-toolbox")
 
 
@@ -36,12 +38,7 @@ def write(report: Report, folder: Path, command: str, seeds: list[int]) -> Path:
     from matplotlib import pyplot as plt
 
     home = Path(folder) / report.name
-    home.mkdir(parents=True, exist_ok=True)
-    for name, frame in report.frames.items():
-        if frame.index.names != [None]:  # else what the rows are would be lost
-            frame = frame.reset_index()
-        frame.to_csv(home / f"{name}.csv", index=False)
-        frame.to_json(home / f"{name}.json", orient="records")
+    save_frames(report.frames, home)
     origin = provenance(command, seeds)
     (home / "provenance.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     lines = [f"## {report.title}", "", report.text.strip(), ""]

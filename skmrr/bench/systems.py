@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import joblib
-import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from torch import nn
@@ -29,6 +28,7 @@ from skmrr.bench.victims import predict
 from skmrr.datasets import load_mnist
 from skmrr.ensemble import MRREnsemble
 from skmrr.latent import LatentDefender
+from skmrr.nn.hooks import seeded
 from skmrr.nn.replica import replicate
 from skmrr.noise import NoiseDefender
 
@@ -139,19 +139,16 @@ def fit_all(
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"There is no detector {unknown} on {problem.name}; there are {known}.")
-    fitted: dict[str, Fitted] = {}
-    for name in known:
-        if name not in names and not (name == ENSEMBLE and NO_NOISE in names):
-            continue
+    fitted = {}
+    for name in [name for name in known if name in names]:
         progress(f"{problem.name}, seed {problem.seed}: {name}")
+        source = ENSEMBLE if name == NO_NOISE else name
+        rows = fit_rows(problem, source, quick=quick)
+        detector, seconds = memory.cache(fit_one)(detectors[source], *rows)
+        start = time.perf_counter()
         if name == NO_NOISE:
-            start = time.perf_counter()
-            detector = without_noise(fitted[ENSEMBLE].detector, problem)
-            seconds = fitted[ENSEMBLE].fit_seconds
+            detector = without_noise(detector, problem)
         else:
-            rows = fit_rows(problem, name, quick=quick)
-            detector, seconds = memory.cache(fit_one)(detectors[name], *rows)
-            start = time.perf_counter()
             detector.calibrate(problem.X_calibration)
         fitted[name] = Fitted(detector, seconds + time.perf_counter() - start)
     return {name: fitted[name] for name in names}
@@ -206,8 +203,7 @@ def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector
     if problem.name == "cifar10":
         return {ENSEMBLE: ensemble}
     build, certified = CERTIFIED_PARAMS[problem.name]
-    with torch.random.fork_rng(devices=[]):  # weights that training draws anew, but a cache hashes
-        torch.manual_seed(0)
+    with seeded(0):  # weights that training draws anew, but a cache hashes
         network = build()
     certified = certified | ({"max_epochs": 2} if quick else {})
     return {

@@ -36,9 +36,13 @@ def load_victim(build: Callable[[], nn.Module], weights: dict) -> nn.Module:
 
 def predict(victim: nn.Module, X) -> np.ndarray:
     """Labels by the victim."""
+    return outputs(victim, X).argmax(1)
+
+
+def outputs(network: nn.Module, X) -> np.ndarray:
+    """Run a network, which is in evaluation mode, batch by batch."""
     with torch.no_grad():
-        parts = [victim(x).argmax(1) for x in torch.as_tensor(X).split(batch_of(X))]
-    return torch.cat(parts).numpy()
+        return torch.cat([network(x) for x in torch.as_tensor(X).split(batch_of(X))]).numpy()
 
 
 def batch_of(X) -> int:

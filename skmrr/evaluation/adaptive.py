@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy.ndimage import rotate
-from scipy.stats import binomtest
 from sklearn.utils._optional_dependencies import check_pandas_support
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -16,6 +15,7 @@ from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
 from skmrr.evaluation.certified import classes_within_reach
+from skmrr.evaluation.metrics import exact_interval
 from skmrr.evaluation.rows import as_rows, asked, clip_values_of
 from skmrr.nn.hooks import evaluating
 
@@ -308,5 +308,5 @@ def _clean(scores: Tensor, is_right: Tensor, sp: float) -> dict[str, float]:
 
 def _rates(success: Tensor) -> dict[str, float]:
     n_successes, n = int(success.sum()), len(success)
-    low, high = binomtest(n_successes, n).proportion_ci()
+    low, high = map(float, exact_interval(n_successes, n))
     return {"n_rows": n, "success_rate": n_successes / n, "low": low, "high": high}

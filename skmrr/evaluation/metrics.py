@@ -2,7 +2,9 @@
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import betabinom, binom, norm
+from scipy.stats import beta, betabinom, binom, norm
+
+FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
 
 
 def tpr_at_fpr(clean_scores, adversarial_scores, fpr: float) -> float:
@@ -122,3 +124,11 @@ def _rank(sorted_values: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Count the sorted values below each value, ties as half."""
     below, up_to = (np.searchsorted(sorted_values, values, side) for side in ("left", "right"))
     return (below + up_to) / 2
+
+
+def exact_interval(n_hits, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Clopper and Pearson's interval of a share, elementwise."""
+    hits, tail = np.asarray(n_hits), (1 - confidence) / 2
+    low = np.where(hits == 0, 0.0, beta.ppf(tail, np.maximum(hits, 1), n - hits + 1))
+    high = np.where(hits == n, 1.0, beta.ppf(1 - tail, hits + 1, np.maximum(n - hits, 1)))
+    return low, high

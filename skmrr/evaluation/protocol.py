@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.utils._optional_dependencies import check_pandas_support
 from tqdm.auto import tqdm
 
 from skmrr.attacks import AttackResult
 from skmrr.evaluation.adaptive import WORST
-from skmrr.evaluation.metrics import auc_interval, tpr_at_fpr
+from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
 from skmrr.nn.inference import predict_labels
 from skmrr.nn.rows import Rows
 from skmrr.threshold import RiskMixin
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLEAN = "clean"
-FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
 
 
 @dataclass(frozen=True)
@@ -76,26 +74,25 @@ class DetectionEvaluation:
     def concat(cls, by_seed: "Mapping[int, DetectionEvaluation]") -> "DetectionEvaluation":
         """Join the evaluations of several seeds, with a column ``seed``."""
         pandas = check_pandas_support("DetectionEvaluation.concat")
-        frames = {
-            name: pandas.concat(
-                [getattr(part, name).assign(seed=seed) for seed, part in by_seed.items()],
-                ignore_index=True,
-            )
-            for name in ("detection", "flagged", "scores")
-        }
-        return cls(**frames)
+        parts = [
+            {name: frame.assign(seed=seed) for name, frame in part.frames.items()}
+            for seed, part in by_seed.items()
+        ]
+        return cls(
+            **{
+                name: pandas.concat([part[name] for part in parts], ignore_index=True)
+                for name in parts[0]
+            }
+        )
+
+    @property
+    def frames(self) -> "dict[str, pd.DataFrame]":
+        """Frames by name."""
+        return dict(vars(self))
 
     def save(self, folder) -> list[Path]:
         """Write each frame as CSV and as JSON records into a folder; return the paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for name in ("detection", "flagged", "scores"):
-            frame = getattr(self, name)
-            paths += [folder / f"{name}.csv", folder / f"{name}.json"]
-            frame.to_csv(paths[-2], index=False)
-            frame.to_json(paths[-1], orient="records")
-        return paths
+        return save_frames(self.frames, folder)
 
 
 def evaluate_detection(
@@ -210,6 +207,20 @@ def evaluate_detection(
     )
 
 
+def save_frames(frames: "Mapping[str, pd.DataFrame]", folder) -> list[Path]:
+    """Write frames, by name, as CSV and as JSON records into a folder; return the paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, frame in frames.items():
+        if frame.index.names != [None]:  # else what the rows are would be lost
+            frame = frame.reset_index()
+        paths += [folder / f"{name}.csv", folder / f"{name}.json"]
+        frame.to_csv(paths[-2], index=False)
+        frame.to_json(paths[-1], orient="records")
+    return paths
+
+
 def worst_scores(attacks: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Of each row that any attack broke, the score of the success that looks most normal.
 
@@ -321,6 +332,6 @@ def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, float]:
 
 def _flagged(scores: np.ndarray, sp: float) -> dict[str, float]:
     n_flagged, n = int((scores < np.log(sp)).sum()), len(scores)
-    low, high = binomtest(n_flagged, n).proportion_ci()
+    low, high = map(float, exact_interval(n_flagged, n))
     share = {"flagged": n_flagged / n, "low": low, "high": high}
     return {"security_parameter": sp, "n_rows": n, **share}

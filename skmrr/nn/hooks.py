@@ -97,6 +97,15 @@ def eval_but(module: Module, spared: nn.Module | None) -> Module:
     return module
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators, on the CPU and on `device`, and restore them afterwards."""
+    is_elsewhere = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([device] if is_elsewhere else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def module_device(module: nn.Module) -> torch.device:
     """Device of the first parameter or buffer of `module`; the CPU if it has none."""
     for tensor in (*module.parameters(), *module.buffers()):

@@ -5,7 +5,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from skmrr.nn.hooks import as_input, evaluating, last_linear, module_device, replace_layer
+from skmrr.nn.hooks import (
+    as_input,
+    evaluating,
+    last_linear,
+    module_device,
+    replace_layer,
+    seeded,
+)
 
 
 def narrow(network: nn.Module, width: float, x: Tensor, *, seed: int = 0) -> nn.Module:
@@ -42,8 +49,7 @@ def narrow(network: nn.Module, width: float, x: Tensor, *, seed: int = 0) -> nn.
     x = as_input(x, network, module_device(network))
     narrowed.to(x)
     try:
-        with torch.random.fork_rng(devices=[]), evaluating(narrowed, network), torch.no_grad():
-            torch.manual_seed(seed)
+        with seeded(seed), evaluating(narrowed, network), torch.no_grad():
             if narrowed(x[:2]).shape != network(x[:2]).shape:
                 raise ValueError("its logits lose their shape")
     except (RuntimeError, ValueError) as error:

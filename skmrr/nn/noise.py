@@ -1,16 +1,17 @@
 """How quiet an image is where clean images are quietest."""
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional
 
 from skmrr.nn.densities import ClassMoments
+from skmrr.nn.detector import ClassFreeStatistic
 
 STRIDE = 2  # pixels from one position to the next: a quarter of the positions tell as much
 
 
-class NoiseStatistic(nn.Module):
+class NoiseStatistic(ClassFreeStatistic):
     """Logarithm of a quantile, over positions, of how strongly a filter responds.
 
     Parameters
@@ -25,26 +26,17 @@ class NoiseStatistic(nn.Module):
     image_shape : tuple of int
         (channels, height, width) of a row.
     n_classes : int
-        Number of classes, among which nothing differs.
+        Number of classes.
     """
 
     filters: Tensor
 
     def __init__(self, filters: Tensor, quantile: float, floor: float, image_shape, n_classes: int):
-        super().__init__()
+        super().__init__(n_classes)
         self.register_buffer("filters", filters)
         self.quantile = quantile
         self.floor = floor
         self.image_shape = image_shape
-        self.n_classes = n_classes
-
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return the statistic of each row, which is the same under each class, high = odd."""
-        return self.level(x)[:, None].expand(-1, self.n_classes)
-
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Return the statistic of each row."""
-        return self.level(x)
 
     def level(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Log-response at the quantile, averaged over the filters."""

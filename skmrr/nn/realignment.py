@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from skmrr.nn.exploration import INTERVAL_RAMP, RAMP, Explorer, IntervalExplorer
-from skmrr.nn.hooks import as_input, evaluating, module_device
+from skmrr.nn.hooks import as_input, evaluating, module_device, seeded
 from skmrr.nn.intervals import IntervalMap
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
@@ -134,10 +134,9 @@ class Realigner:
         shuffle = np.random.RandomState(seed)
         best = None
         with (
-            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+            seeded(seed, self.device),
             tqdm(total=self.n_steps, desc="realign", disable=not self.verbose) as self.bar,
         ):
-            torch.manual_seed(seed)
             for _ in range(self.max_epochs):
                 batches = self._read(rows, classes, shuffle.permutation(train))
                 history["loss"].append(self._mean(self._step, batches))

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import beta
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
@@ -123,14 +122,6 @@ def check_columns(frame: "pd.DataFrame", needed: Iterable[str]) -> None:
             )
     if len(frame) == 0:
         raise ValueError("The frame has no rows, so there is nothing to draw.")
-
-
-def exact_interval(n_hits, n, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Clopper and Pearson's interval of a share, elementwise."""
-    hits, tail = np.asarray(n_hits), (1 - confidence) / 2
-    low = np.where(hits == 0, 0.0, beta.ppf(tail, np.maximum(hits, 1), n - hits + 1))
-    high = np.where(hits == n, 1.0, beta.ppf(1 - tail, hits + 1, np.maximum(n - hits, 1)))
-    return low, high
 
 
 def label_log_axis(axis, formatter) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support, check_pandas_support
 
 from skmrr.evaluation.adaptive import WORST, AdaptiveEvaluation
-from skmrr.evaluation.displays.base import Display, check_columns, exact_interval, percent
+from skmrr.evaluation.displays.base import Display, check_columns, percent
+from skmrr.evaluation.metrics import exact_interval
 
 if TYPE_CHECKING:
     import pandas as pd

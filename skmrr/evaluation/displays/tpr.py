@@ -9,17 +9,14 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from skmrr.evaluation.displays.base import (
     ScoreDisplay,
     as_scores,
-    exact_interval,
     percent,
     scores_by_kind,
 )
-from skmrr.evaluation.metrics import tpr_at_fpr
+from skmrr.evaluation.metrics import FALSE_ALARM_RATES, exact_interval, tpr_at_fpr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.container import ErrorbarContainer
-
-FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
 
 
 class TprAtFprDisplay(ScoreDisplay):
