@@ -73,11 +73,19 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
     from skmrr.bench import detection, report, transfer
     from skmrr.bench import figures as figures_of
     from skmrr.bench.sizes import QUICK, SIZES
+    from skmrr.bench.systems import detectors_on
 
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     name = dataset.value
+    known = {"table2": ["N", *detectors_on(name)], "figures": []}.get(measure, detectors_on(name))
+    unknown = sorted(set(detectors or ()) - set(known))
+    if unknown:
+        raise typer.BadParameter(
+            f"{measure} of {name} has no detector {', '.join(unknown)}; "
+            f"there {'are: ' + ', '.join(known) if known else 'is nothing to choose'}."
+        )
     sizes = QUICK if quick else SIZES[name]
     changes = {"n_attacked": attacked, "n_adaptive": adaptive, "n_carlini": adaptive}
     sizes = dataclasses.replace(

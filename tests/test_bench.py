@@ -21,7 +21,7 @@ from skmrr.bench import problems, report, sizes, transfer, victims
 from skmrr.bench.networks import build_digits
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, attacked, in_levels, of_kinds
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
-from skmrr.bench.systems import NO_NOISE, fit_all
+from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
 from skmrr.bench.victims import predict
 from skmrr.cli import app
 
@@ -321,6 +321,13 @@ def test_an_unknown_detector_is_named(untrained):
         fit_all(untrained, joblib.Memory(None), names=["energy", "k-nn"])
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_names_are_those_of_the_detectors(untrained, name):
+    detectors = unfitted(dataclasses.replace(untrained, name=name))
+    assert {*detectors, NO_NOISE} == set(detectors_on(name))
+    assert detectors_on(name)[:2] == [ENSEMBLE, NO_NOISE]
+
+
 def test_detectors_come_as_asked_and_calibrated(untrained):
     told = []
     names = ["energy", "max-softmax"]
@@ -399,13 +406,15 @@ def test_again_it_comes_from_the_cache(small_run, monkeypatch):
 
 
 def test_peers_name_their_detectors(small_run):
-    home = small_run("peers", "max-softmax")
+    home = small_run("peers", "max-softmax", CERTIFIED)
     peers = pd.read_csv(home / "peers.csv")
-    assert peers["detector"].tolist() == ["max-softmax"]
-    assert "SR@5, ε 0.2" in peers
+    assert peers["detector"].tolist() == ["max-softmax", CERTIFIED]
+    assert peers["SR@5, ε 0.2"].between(0, 1).all()
+    assert peers["bound, ε 0.2"].isna().tolist() == [True, False]
+    assert (home / "roc_worst_case.png").exists()
     adaptive = pd.read_csv(home / "adaptive.csv")
     assert adaptive["success_rate"].between(0, 1).all()
-    assert adaptive["n_rows"].tolist() == [2]
+    assert adaptive["n_rows"].tolist() == [2, 2]
 
 
 def test_table2_of_prior_art(small_run):
@@ -463,6 +472,9 @@ def test_the_command_written_down_can_be_run_again(small_run):
         (["bench", "table1", "--seeds", "0"], "--seeds"),
         (["bench", "table1", "--dataset", "svhn"], "imagenette"),
         (["bench", "table3"], "table3"),
+        (["bench", "table1", "--detector", "k-nn"], "k-NN"),
+        (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "certified"),
+        (["bench", "figures", "--detector", "energy"], "nothing"),
     ],
 )
 def test_what_cannot_be_run_is_told(monkeypatch, words, shown):

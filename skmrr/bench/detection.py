@@ -10,11 +10,12 @@ from skmrr.attacks import adaptive_suite
 from skmrr.bench.problems import PROBLEMS, Problem
 from skmrr.bench.report import Report, markdown, spread
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, Sizes
-from skmrr.bench.systems import OURS, Fitted, fit_all
+from skmrr.bench.systems import CERTIFIED, OURS, Fitted, fit_all
 from skmrr.evaluation import (
     CostDisplay,
     DetectionEvaluation,
     DetectionRocDisplay,
+    certified_success_rate,
     check_disjoint,
     evaluate_adaptive,
     evaluate_detection,
@@ -28,6 +29,7 @@ from skmrr.threshold import ADVERSARIAL
 
 Progress = Callable[[str], None]
 TABLE1_SP = (0.01, 0.05)
+ADAPTIVE_SP = 0.05
 
 
 def problem_of(name: str, seed: int, memory: joblib.Memory, sizes: Sizes) -> Problem:
@@ -192,7 +194,7 @@ def peers(
     name, seeds, memory, sizes, names, progress
         As in `table1`, with which it shares the cache.
     """
-    by_seed, costs, success = {}, [], []
+    by_seed, costs, success, bounds = {}, [], [], []
     eps = EPS[name][-1:] if sizes.quick else EPS[name]
     for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
         seed = problem.seed
@@ -205,16 +207,27 @@ def peers(
                 system, problem.X_test, problem.y_test, problem.rows, eps, sizes
             )
             success.append(frame.assign(detector=detector, seed=seed))
+            if detector == CERTIFIED:
+                frame = certified_success_rate(
+                    system.detector,
+                    problem.X_test,
+                    problem.y_test,
+                    eps=eps,
+                    security_parameters=(ADAPTIVE_SP,),
+                )
+                bounds.append(frame.assign(detector=detector, seed=seed))
     first = table1_report(name, seeds, by_seed, costs)
     frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
+    if bounds:
+        frames["bounds"] = pd.concat(bounds, ignore_index=True)
     table = peers_table(frames)
     text = (
         "AUC and share caught are means over all attacks on the victim alone; *least* is the "
         "worst attack at its worst strength. SR@5: share of images that attackers who know the "
         "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
         f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
-        "start). Scoring in multiples of the victim's own pass, which is included.\n\n"
-        + markdown(table)
+        "start). Bound: what no attack can exceed, on all test images. Scoring in multiples "
+        "of the victim's own pass, which is included.\n\n" + markdown(table)
     )
     frames["peers"] = table
     return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
@@ -231,7 +244,7 @@ def adaptive_success(system: Fitted, X, y, rows, eps, sizes: Sizes) -> pd.DataFr
         guides=X[rows[sizes.n_adaptive : sizes.n_adaptive + 2000]],
         # Noise members only look strong to attacks that do not spare the quiet pixels.
         attacks=adaptive_suite(steps=sizes.adaptive_steps, textured=True),
-        security_parameters=(0.05,),
+        security_parameters=(ADAPTIVE_SP,),
     )
     success = outcome.success
     return success[success["attack"] == WORST].reset_index(drop=True)
@@ -247,6 +260,9 @@ def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
     success = frames["adaptive"].pivot_table("success_rate", "detector", "eps")
     success.columns = [f"SR@5, ε {eps:.3g}" for eps in success.columns]
+    if "bounds" in frames:
+        bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
+        success = success.join(bound.rename(columns=lambda eps: f"bound, ε {eps:.3g}"))
     cost = (
         frames["cost"]
         .groupby("detector", sort=False)[["fit_seconds", "score_cost", "megabytes"]]
