@@ -155,7 +155,8 @@ def fit_all(
         progress(f"{problem.name}, seed {problem.seed}: {name}")
         source = ENSEMBLE if name == NO_NOISE else name
         rows = fit_rows(problem, source, quick=quick)
-        detector, seconds = memory.cache(fit_one)(detectors[source], *rows)
+        fit = memory.cache(fit_one).call_and_shelve(detectors[source], *rows)
+        detector, seconds = fit.get()  # as read back, so that its hash is that of later runs
         start = time.perf_counter()
         if name == NO_NOISE:
             detector = without_noise(detector, problem)

@@ -71,19 +71,26 @@ class DetectionEvaluation:
     """``detector``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row scored."""
 
     @classmethod
-    def concat(cls, by_seed: "Mapping[int, DetectionEvaluation]") -> "DetectionEvaluation":
-        """Join the evaluations of several seeds, with a column ``seed``."""
+    def concat(
+        cls, parts: "Mapping[int, DetectionEvaluation] | Sequence[DetectionEvaluation]"
+    ) -> "DetectionEvaluation":
+        """Join the evaluations of several seeds, with a column ``seed``, or of several detectors.
+
+        Parameters
+        ----------
+        parts : mapping of int to DetectionEvaluation, or sequence of DetectionEvaluation
+            By seed, or without.
+        """
         pandas = check_pandas_support("DetectionEvaluation.concat")
-        parts = [
-            {name: frame.assign(seed=seed) for name, frame in part.frames.items()}
-            for seed, part in by_seed.items()
-        ]
-        return cls(
-            **{
-                name: pandas.concat([part[name] for part in parts], ignore_index=True)
-                for name in parts[0]
-            }
-        )
+        if isinstance(parts, Mapping):
+            frames = [
+                {name: frame.assign(seed=seed) for name, frame in part.frames.items()}
+                for seed, part in parts.items()
+            ]
+        else:
+            frames = [part.frames for part in parts]
+        names = frames[0]
+        return cls(**{n: pandas.concat([f[n] for f in frames], ignore_index=True) for n in names})
 
     @property
     def frames(self) -> "dict[str, pd.DataFrame]":
