@@ -107,12 +107,12 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
         bar.update()
 
     numbers = list(range(1, seeds + 1))
+    origin = report.provenance(shlex.join(["skmrr", *sys.argv[1:]]), numbers)
     with bar:
         outcome = measures[measure](
             name, numbers, memory, sizes, names=detectors or None, progress=progress
         )
-    command = shlex.join(["skmrr", *sys.argv[1:]])
-    home = report.write(outcome, output, command, numbers)
+    home = report.write(outcome, output, origin)
     typer.echo((home / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"written to {home}")
 

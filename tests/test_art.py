@@ -452,6 +452,25 @@ def test_suite_is_cached_by_weights(make_net, digits, tmp_path):
         assert len(calls) == expected
 
 
+class Descent(nn.CrossEntropyLoss):
+    """Loss whose ascent makes the classifier surer."""
+
+    def forward(self, *args):
+        return -super().forward(*args)
+
+
+def test_suite_is_cached_by_loss(net, digits, tmp_path):
+    X, y = (part[:50] for part in digits)
+    suite = paper_attacks(fgsm=(0.2,), bim=(), deepfool=None, jsma=(), carlini=())
+    memory = joblib.Memory(tmp_path, verbose=0)
+    rates = []
+    for loss in (nn.CrossEntropyLoss(), Descent()):
+        classifier = PyTorchClassifier(net, loss, (1, 8, 8), 10, clip_values=(0, 1))
+        result = run_attacks(classifier, suite, X, y, memory=memory)["FGSM 0.2"]
+        rates.append(result.success.float().mean())
+    assert rates[0] > rates[1] + 0.2
+
+
 def test_suite_needs_clip_values(net, digits, suite):
     with pytest.raises(ValueError, match="clip_values"):
         run_attacks(wrap(net, clip_values=None), suite, *digits)

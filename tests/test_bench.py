@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
-from skmrr.bench import problems, report, sizes, transfer, victims
+from skmrr.bench import figures, report, sizes, transfer, victims
 from skmrr.bench.networks import build_digits
-from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, attacked, in_levels, of_kinds
+from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
 from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
 from skmrr.bench.victims import predict
@@ -87,7 +87,7 @@ def written(frame, folder, name="table1-digits"):
         return plt.figure(figsize=(1, 1))
 
     made = report.Report(name, f"Of {name}", "Some text.", {"numbers": frame}, {"a_curve": draw})
-    return report.write(made, folder, "skmrr bench table1", [1, 2])
+    return report.write(made, folder, report.provenance("skmrr bench table1", [1, 2]))
 
 
 def test_written_report(frame, tmp_path):
@@ -244,7 +244,7 @@ def suite():
 @pytest.fixture(scope="module")
 def problem(net, images, suite):
     params = {"n_attacked": 30, "attacks": suite, "from_all": ("BIM",)}
-    return attacked("digits", 5, joblib.Memory(None), net, images, **params)
+    return with_attacks("digits", 5, joblib.Memory(None), net, images, **params)
 
 
 def test_attacks_start_from_so_many_right_images(problem, net, images):
@@ -263,7 +263,7 @@ def test_attacks_start_from_so_many_right_images(problem, net, images):
 
 
 def test_successes_fool_the_victim(problem, net):
-    for attack in problem.attacks.values():
+    for attack in (problem.attacks[name] for name in problem.adversarial):
         assert len(attack.X) == len(attack.rows) > 0
         assert (predict(net, attack.X) != problem.y_test[attack.rows]).all()
         change = (attack.X - problem.X_test[attack.rows]).reshape(len(attack.X), -1)
@@ -272,28 +272,16 @@ def test_successes_fool_the_victim(problem, net):
     assert problem.distortion["BIM 0.3"] == problem.attacks["BIM 0.3"].distortion.mean()
 
 
-def test_an_attack_without_success_is_left_out(problem):
-    assert list(problem.attacks) == ["FGSM 0.1", "FGSM 0.3", "BIM 0.3"]
-
-
-def test_slow_attacks_start_from_fewer(net, images, suite, monkeypatch):
-    monkeypatch.setattr(problems, "FEWER", {"FGSM": 10})
-    small, smaller = (
-        attacked(
-            "digits", 5, joblib.Memory(None), net, images, n_attacked=n, attacks=suite,
-            kinds=("FGSM", "BIM"),
-        )
-        for n in (20, 5)
-    )  # fmt: skip
-    assert small.attacks["FGSM 0.3"].n_attacked == 10
-    assert small.attacks["BIM 0.3"].n_attacked == 20
-    assert smaller.attacks["FGSM 0.3"].n_attacked == smaller.attacks["BIM 0.3"].n_attacked == 5
+def test_an_attack_without_success_is_kept_as_such(problem):
+    assert list(problem.attacks) == ["FGSM 1e-09", "FGSM 0.1", "FGSM 0.3", "BIM 0.3"]
+    assert problem.attacks["FGSM 1e-09"].n_attacked == 30
+    assert list(problem.adversarial) == ["FGSM 0.1", "FGSM 0.3", "BIM 0.3"]
 
 
 def test_the_seed_draws_the_images(problem, net, images):
     params = {"n_attacked": 30, "kinds": ()}
     same, other = (
-        attacked("digits", seed, joblib.Memory(None), net, images, **params) for seed in (5, 6)
+        with_attacks("digits", seed, joblib.Memory(None), net, images, **params) for seed in (5, 6)
     )
     np.testing.assert_array_equal(same.rows, problem.rows)
     assert not np.array_equal(other.rows, problem.rows)
@@ -306,7 +294,7 @@ def test_an_untrained_victim_is_attacked_where_it_is_right_by_chance(images, mak
     right = (predict(victim, images[3]) == images[4]).sum()
     some = {"FGSM 0.3": Attack(*paper_attacks()["FGSM 0.2"])}
     params = {"n_attacked": 10_000, "attacks": some}
-    problem = attacked("digits", 0, joblib.Memory(None), victim, images, **params)
+    problem = with_attacks("digits", 0, joblib.Memory(None), victim, images, **params)
     assert problem.attacks["FGSM 0.3"].n_attacked == right
 
 
@@ -436,6 +424,36 @@ def test_transfer_between_networks(small_run):
     detectors = pd.read_csv(home / "detectors.csv")
     assert detectors["detector"].unique().tolist() == ["energy"]
     assert detectors["accepted"].between(0, 1).all()
+
+
+def test_transfer_begins_where_all_networks_are_right(untrained, net):
+    networks = {"victim": untrained.victim, "other": net.eval()}
+    X, y = transfer.right_everywhere(untrained, networks)
+    for network in networks.values():
+        assert (predict(network, X) == y).all()
+    right = [
+        predict(network, untrained.X_test) == untrained.y_test for network in networks.values()
+    ]
+    assert 0 < len(X) == (right[0] & right[1]).sum() < right[0].sum()
+
+
+def test_margins_are_compared_within_attacks(rng):
+    """A weak attack, missed more often, succeeds on small margins alone: that is no finding."""
+    frame = pd.DataFrame(
+        {
+            "seed": 1,
+            "attack": np.repeat(["weak", "strong"], 1000),
+            "clean_margin": np.r_[rng.random(1000), 5 + rng.random(1000)],
+            "missed": rng.random(2000) < np.repeat([0.5, 0.1], 1000),
+            "transferred": False,
+        }
+    )
+    table = figures.hardness_table(frame)
+    assert table.loc["missed", "P(smaller)"] == pytest.approx(0.5, abs=0.05)
+    assert table.loc["missed", "median margin"] < table.loc["caught, not transferred"].iloc[1]
+    assert np.isnan(table.loc["transferred", "P(smaller)"])
+    frame["clean_margin"] -= 10 * frame["missed"]
+    assert figures.hardness_table(frame).loc["missed", "P(smaller)"] == 1
 
 
 def test_figures_are_drawn(small_run):

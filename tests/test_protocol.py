@@ -86,6 +86,14 @@ def test_perfect_separation_is_no_certainty(n_odd):
     np.testing.assert_allclose(auc_interval(odd, clean), [0, 0, 1 - low])
 
 
+def test_few_rows_tell_nothing_of_the_spread(rng):
+    clean, odd = rng.standard_normal(1000), rng.standard_normal(9)
+    assert auc_interval(clean, odd)[1:] == (0, 1)
+    assert auc_interval(odd, clean)[1:] == (0, 1)
+    low, high = auc_interval(clean, np.r_[odd, 0.0])[1:]
+    assert 0 < low < high < 1
+
+
 def test_worst_scores_takes_each_rows_most_normal_success(rng):
     attacks = [
         (rng.permutation(50)[:n], -rng.exponential(size=n)) for n in (20, 1, 35)
@@ -94,8 +102,12 @@ def test_worst_scores_takes_each_rows_most_normal_success(rng):
     for rows, scores in attacks:
         for row, score in zip(rows, scores, strict=True):
             best[row] = max(score, best.get(row, -np.inf))
-    expected = [best[row] for row in sorted(best)]
-    np.testing.assert_array_equal(worst_scores(iter(attacks)), expected)
+    broken, scores = worst_scores(iter(attacks), np.arange(50))
+    np.testing.assert_array_equal(broken, sorted(best))
+    np.testing.assert_array_equal(scores, [best[row] for row in sorted(best)])
+    broken, scores = worst_scores(iter(attacks), np.arange(0, 50, 2))
+    np.testing.assert_array_equal(broken, sorted(row for row in best if row % 2 == 0))
+    np.testing.assert_array_equal(scores, [best[row] for row in broken])
 
 
 class Known(RiskMixin):
@@ -119,10 +131,11 @@ def case(rng):
     y = np.arange(200) % 10
     labels = np.where(np.arange(200) % 10 == 3, 0, y)
     right = np.flatnonzero(labels == y)
-    few, many = rng.permutation(right)[:7], rng.permutation(right)[:40]
+    few = np.r_[rng.permutation(right[:50])[:3], rng.permutation(right[50:100])[:4]]
+    many = rng.permutation(right[:50])[:40]
     attacks = {
-        "few": Successes(-8 * rng.exponential(size=(7, 2)), few, 20, rng.random(7)),
-        "many": Successes(-4 * rng.exponential(size=(40, 2)), many, 40, rng.random(40)),
+        "few": Successes(-8 * rng.exponential(size=(7, 2)), few, right[:100], rng.random(7)),
+        "many": Successes(-4 * rng.exponential(size=(40, 2)), many, right[:50], rng.random(40)),
     }
     return SimpleNamespace(X=X, y=y, labels=labels, attacks=attacks)
 
@@ -154,13 +167,15 @@ def test_detection_is_what_the_scores_say(case):
             assert caught == (odd < threshold).mean()
 
 
-def test_worst_case_is_of_each_broken_row(case):
+def test_worst_case_is_of_each_broken_row_that_all_attacks_began_from(case):
     table = evaluate(case).detection.query("detector == 'one'").set_index("attack")
     worst = {}
     for attack in case.attacks.values():
         for row, score in zip(attack.rows, attack.X[:, 0], strict=True):
-            worst[row] = max(score, worst.get(row, -np.inf))
+            if row in case.attacks["many"].attacked:  # and so in those of "few"
+                worst[row] = max(score, worst.get(row, -np.inf))
     odd = np.array(list(worst.values()))
+    assert len(odd) < len({row for attack in case.attacks.values() for row in attack.rows})
     assert table.loc["worst case", "n_rows"] == len(worst)
     truth = np.r_[np.ones(200), np.zeros(len(odd))]
     expected = roc_auc_score(truth, np.r_[case.X[:, 0], odd])
@@ -204,9 +219,19 @@ def test_a_victim_without_errors_has_no_row_for_them(case):
     assert rows.tolist() == ["clean", "clean, victim right", "few", "many"]
 
 
+def test_an_attack_without_success_counts_as_such(case):
+    nothing = np.empty(0, int)
+    case.attacks["none"] = Successes(np.empty((0, 2)), nothing, np.arange(0, 3), np.empty(0))
+    outcome = evaluate(case)
+    record = outcome.detection.query("detector == 'one' and attack == 'none'").iloc[0]
+    assert (record["n_rows"], record["success_rate"]) == (0, 0)
+    assert record[["mean_distortion", "auc", "auc_low", "auc_high", "tpr_0.01"]].isna().all()
+    assert "none" not in set(outcome.flagged["rows"]) | set(outcome.scores["attack"])
+
+
 def test_every_score_is_kept_with_its_row(case):
     scores = evaluate(case).scores.query("detector == 'one'")
-    assert scores["attack"].unique().tolist() == ["clean", "few", "many"]
+    assert scores["attack"].unique().tolist() == ["clean", "few", "many", "worst case"]
     for name, X, rows in (
         ("clean", case.X, np.arange(200)),
         ("few", case.attacks["few"].X, case.attacks["few"].rows),
@@ -235,7 +260,7 @@ def test_the_victim_is_asked_where_no_labels_are_given(net, digits, flat):
     detector.fit(X[:600], y[:600])
     X, y, labels = X[600:], y[600:], labels[600:]
     rows = np.flatnonzero(labels == y)[:20]
-    attacks = {"turned": Successes(1 - X[rows], rows, 20, np.ones(20))}
+    attacks = {"turned": Successes(1 - X[rows], rows, rows, np.ones(20))}
     given, asked = (
         evaluate_detection({"it": detector}, X, y, attacks, labels=known)
         for known in (labels, None)
@@ -247,7 +272,7 @@ def test_the_victim_is_asked_where_no_labels_are_given(net, digits, flat):
 def altered(case, **changes):
     """The case with its attack "few" changed."""
     attack = case.attacks["few"]
-    fields = {name: getattr(attack, name) for name in ("X", "rows", "n_attacked", "distortion")}
+    fields = {name: getattr(attack, name) for name in ("X", "rows", "attacked", "distortion")}
     return {"few": Successes(**fields | changes)}
 
 
@@ -258,12 +283,17 @@ def altered(case, **changes):
         (lambda case: {"detectors": {}}, "one detector and one attack"),
         (
             lambda case: {"attacks": altered(case, X=np.empty((0, 2)), rows=np.empty(0, int))},
-            "few has no success.*leave it out",
+            "No attack has a success",
         ),
         (lambda case: {"attacks": altered(case, rows=np.arange(194, 201))}, "positions in X"),
         (lambda case: {"attacks": altered(case, rows=np.arange(-1, 6))}, "positions in X"),
         (lambda case: {"attacks": altered(case, rows=np.arange(6))}, "one for each success"),
-        (lambda case: {"attacks": altered(case, rows=np.arange(7))}, "few holds rows.*misclassif"),
+        (lambda case: {"attacks": altered(case, attacked=np.arange(200))}, "few.*misclassif"),
+        (lambda case: {"attacks": altered(case, attacked=np.arange(5))}, "among those attacked"),
+        (
+            lambda case: {"attacks": altered(case, attacked=np.arange(201))},
+            "few attacked must be positions in X",
+        ),
         (lambda case: {"labels": None}, re.escape("give labels=…")),
         (lambda case: {"labels": case.labels[:-1]}, "labels has 199 entries but X has 200"),
         (lambda case: {"labels": case.labels + 0.5}, "labels must hold class indices"),
@@ -290,6 +320,7 @@ def test_successes_are_those_of_the_attack(rng):
     np.testing.assert_array_equal(found.X, [[0.0], [2.0]])
     np.testing.assert_array_equal(found.rows, [9, 5])
     np.testing.assert_array_equal(found.distortion, [0.0, 2.0])
+    np.testing.assert_array_equal(found.attacked, [9, 7, 5, 3, 1])
     assert found.n_attacked == 5
 
 

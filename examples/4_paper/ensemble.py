@@ -342,7 +342,7 @@ if __name__ == "__main__":
     parser.add_argument("--small-epochs", type=int, default=5, help="of those that are compared")
     parser.add_argument("--cifar-epochs", type=int, default=5)
     parser.add_argument("--latent", type=Path, help="fitted LatentDefender of ResNet-20 (joblib)")
-    parser.add_argument("--kinds", nargs="+", default=(*KINDS, "JSMA"), help="of attacks")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="of attacks")
     parser.add_argument("--output", type=Path, default=HERE / "output")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

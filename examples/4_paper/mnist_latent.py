@@ -117,7 +117,7 @@ def run_seed(seed, n_attacked, victim_epochs, epochs, with_ablation, code) -> di
         memory,
         n_attacked=n_attacked,
         victim_epochs=victim_epochs,
-        kinds=(*KINDS, "JSMA"),
+        kinds=KINDS,
     )
     victim, X_test = attacked.victim, attacked.X_test
     right = predict(victim, X_test) == attacked.y_test

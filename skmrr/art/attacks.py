@@ -59,7 +59,8 @@ def run_attacks(
     batch_size : int, default=100
         Rows at a time.
     memory : joblib.Memory, optional
-        Cache of the results, which depend on the classifier's weights, the attack and the rows.
+        Cache of the results, which depend on the classifier's weights and loss, the attack and the
+        rows.
     verbose : bool, default=False
         Whether to show a progress bar.
 
@@ -99,6 +100,12 @@ def run_attacks(
         run = memory.cache(_run_attack, ignore=["classifier"])
         network = FeatureExtractor(as_module(classifier), "")
         key = joblib.hash((network, clip_values(classifier), classifier.channels_first))
+        loss, usual = (
+            joblib.hash(FeatureExtractor(part, ""))
+            for part in (classifier.loss, nn.CrossEntropyLoss())
+        )
+        if loss != usual:
+            key = joblib.hash((key, loss))
     bar = tqdm(attacks.items(), "attacks", disable=not verbose)
     return {name: run(classifier, key, *attack, x, y, batch_size) for name, attack in bar}
 

@@ -33,13 +33,15 @@ class Report:
     """By name, a function that draws and returns a figure."""
 
 
-def write(report: Report, folder: Path, command: str, seeds: list[int]) -> Path:
-    """Write a report into a folder of its own inside `folder`, and return that folder."""
+def write(report: Report, folder: Path, origin: dict) -> Path:
+    """Write a report into a folder of its own inside `folder`, and return that folder.
+
+    `origin` is the `provenance` at the time when the measurement began.
+    """
     from matplotlib import pyplot as plt
 
     home = Path(folder) / report.name
     save_frames(report.frames, home)
-    origin = provenance(command, seeds)
     (home / "provenance.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     lines = [f"## {report.title}", "", report.text.strip(), ""]
     for name, draw in report.pictures.items():

@@ -1,4 +1,7 @@
-"""The detectors that are compared, ours and others', each as its paper has it."""
+"""The detectors that are compared, ours and others'.
+
+Each is as its paper has it, as far as clean images allow; docstrings say where they deviate.
+"""
 
 import time
 from collections.abc import Callable

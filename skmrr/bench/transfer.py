@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from skmrr.bench.problems import PROBLEMS, Problem, attacked
+from skmrr.bench.problems import PROBLEMS, Problem, with_attacks
 from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import Sizes
 from skmrr.bench.systems import ENSEMBLE, OURS, fit_all
@@ -55,11 +55,14 @@ def transfer(
         networks = networks_of(
             problem, fitted[ENSEMBLE].detector if ENSEMBLE in fitted else None, memory
         )
+        X, y_true = right_everywhere(problem, networks)
         for source, network in networks.items():
             progress(f"{name}, seed {seed}: adversarials of the {source}")
-            images = made_on(problem, network, memory, sizes)
+            images = made_on(problem, network, X, y_true, memory, sizes)
             for attack, successes in images.attacks.items():
-                x, y = successes.X, problem.y_test[successes.rows]
+                if not len(successes.X):
+                    continue
+                x, y = successes.X, y_true[successes.rows]
                 record = {"seed": seed, "attack": attack, "source": source, "n_rows": len(x)}
                 for target, other in networks.items():
                     fooled = float((predict(other, x) != y).mean())
@@ -107,16 +110,19 @@ class Logits(nn.Module):
         return self.latent_map.features_and_logits(x)[1]
 
 
-def made_on(problem: Problem, network: nn.Module, memory, sizes: Sizes) -> Problem:
-    """Attack another network with the problem's images."""
-    images = (
-        problem.X_fit,
-        problem.y_fit,
-        problem.X_calibration,
-        problem.X_test,
-        problem.y_test,
-    )
-    return attacked(
+def right_everywhere(
+    problem: Problem, networks: dict[str, nn.Module]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test images, with their classes, that no network gets wrong without an attack."""
+    X, y = problem.X_test, problem.y_test
+    right = np.all([predict(network, X) == y for network in networks.values()], axis=0)
+    return X[right], y[right]
+
+
+def made_on(problem: Problem, network: nn.Module, X, y, memory, sizes: Sizes) -> Problem:
+    """Attack a network with some of the problem's test images."""
+    images = problem.X_fit, problem.y_fit, problem.X_calibration, X, y
+    return with_attacks(
         problem.name,
         problem.seed,
         memory,
@@ -140,8 +146,9 @@ def transfer_text(frames: dict[str, pd.DataFrame]) -> str:
     order = [*ours, *(name for name in accepted.index if name not in OURS)]
     return "\n\n".join(
         [
-            "Share of each network's adversarials (its successes; mean over strengths and seeds) "
-            "that fool each other network:",
+            "Attacks begin from images that all networks get right. Share of each network's "
+            "adversarials (its successes; mean over strengths and seeds) that fool each other "
+            "network:",
             markdown(fooled.unstack("target", sort=False)),
             f"Share of them that fool the victim and are *not* flagged at SP {SP:.0%}, by network "
             "that they were made on:",

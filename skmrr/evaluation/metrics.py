@@ -5,6 +5,7 @@ from scipy.special import expit, logit
 from scipy.stats import beta, betabinom, binom, norm
 
 FALSE_ALARM_RATES = (0.01, 0.05, 0.1)
+FEWEST = 10  # rows on each side that an interval of the area takes
 
 
 def tpr_at_fpr(clean_scores, adversarial_scores, fpr: float) -> float:
@@ -91,7 +92,8 @@ def auc_interval(clean_scores, adversarial_scores, confidence: float = 0.95):
     -------
     auc, low, high : float
         Without a single pair in the wrong order there is no spread to judge by; the interval then
-        ends where the rule of three puts it.
+        ends where the rule of three puts it. Fewer than ten rows on a side tell too little of the
+        spread; the interval is then [0, 1].
 
     References
     ----------
@@ -112,10 +114,12 @@ def auc_interval(clean_scores, adversarial_scores, confidence: float = 0.95):
     of_odd = 1 - _rank(clean, odd) / len(clean)
     of_clean = _rank(odd, clean) / len(odd)
     auc = float(of_odd.mean())
-    variance = sum(part.var(ddof=1) / len(part) for part in (of_odd, of_clean) if len(part) > 1)
     if auc in (0.0, 1.0):
         margin = min(1.0, -np.log((1 - confidence) / 2) / min(len(clean), len(odd)))
         return (auc, 1 - margin, 1.0) if auc else (auc, 0.0, margin)
+    if min(len(clean), len(odd)) < FEWEST:
+        return auc, 0.0, 1.0
+    variance = sum(part.var(ddof=1) / len(part) for part in (of_odd, of_clean))
     half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
     return auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half))
 

@@ -7,6 +7,7 @@ count; the clean side is all clean rows, the victim's own errors included.
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +38,8 @@ class Successes:
     """Adversarial rows, shape (n_successes, …)."""
     rows: np.ndarray
     """Positions of the clean rows that they were made from, shape (n_successes,)."""
-    n_attacked: int
-    """Number of rows attacked."""
+    attacked: np.ndarray
+    """Positions of all rows that the attack began from, shape (n_attacked,)."""
     distortion: np.ndarray
     """Norm of each row's change, as the attack measures it."""
 
@@ -49,9 +50,14 @@ class Successes:
         return cls(
             result.adversarial[result.success].cpu().numpy(),
             np.asarray(rows)[success],
-            len(success),
+            np.asarray(rows),
             result.distortion.cpu().numpy()[success],
         )
+
+    @property
+    def n_attacked(self) -> int:
+        """Number of rows attacked."""
+        return len(self.attacked)
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,15 @@ class DetectionEvaluation:
     detection: "pd.DataFrame"
     """By ``detector`` and ``attack``: ``n_rows``, ``success_rate``, ``mean_distortion``, ``auc``
     with its 95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these shares of all
-    clean rows flagged. The attack "worst case" takes of each row the success that the detector
-    finds most normal."""
+    clean rows flagged; NaN for an attack without a success. The attack "worst case" takes, of each
+    row that all attacks began from, the success that the detector finds most normal."""
     flagged: "pd.DataFrame"
     """By ``detector``, ``rows`` ("clean", "clean, victim right", "clean, victim wrong", or an
     attack) and ``security_parameter``: ``n_rows`` and the share ``flagged`` at the detector's
     calibrated threshold, with its 95 % interval ``low`` to ``high`` (Clopper and Pearson)."""
     scores: "pd.DataFrame"
-    """``detector``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row scored."""
+    """``detector``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row scored, and
+    of those of the worst case."""
 
     @classmethod
     def concat(
@@ -139,8 +146,8 @@ def evaluate_detection(
     Raises
     ------
     ValueError
-        If there is no detector or attack, an attack has no success, its rows are not rows of X or
-        are misclassified without it, or y does not fit.
+        If there is no detector, no attack or no success at all, the rows of an attack are not rows
+        of X or are misclassified without it, or y does not fit.
 
     References
     ----------
@@ -158,7 +165,7 @@ def evaluate_detection(
     >>> detector = LatentDefender(max_epochs=3, random_state=0).fit(X[:1500], y[:1500])
     >>> labels = KNeighborsClassifier().fit(X[:1500], y[:1500]).predict(X[1500:])
     >>> rows = np.flatnonzero(labels == y[1500:])[:100]
-    >>> noisy = Successes(16 - X[1500:][rows], rows, n_attacked=100, distortion=np.ones(100))
+    >>> noisy = Successes(16 - X[1500:][rows], rows, attacked=rows, distortion=np.ones(100))
     >>> outcome = evaluate_detection(
     ...     {"latent": detector}, X[1500:], y[1500:], {"negative": noisy}, labels=labels
     ... )
@@ -167,51 +174,90 @@ def evaluate_detection(
     >>> outcome.flagged["rows"].unique().tolist()
     ['clean', 'clean, victim right', 'clean, victim wrong', 'negative']
     """
-    pandas = check_pandas_support("evaluate_detection")
+    check_pandas_support("evaluate_detection")
     if not detectors or not attacks:
         raise ValueError("evaluate_detection needs one detector and one attack at least.")
     y = check_labels(y, len(X), "y")
     labels = _decisions(detectors, X) if labels is None else check_labels(labels, len(X), "labels")
-    _check_attacks(attacks, labels == y)
-    detection, flagged, scores = [], [], []
-    sets = {CLEAN: X, **{name: attack.X for name, attack in attacks.items()}}
-    clean_rows = {
-        CLEAN: np.ones(len(y), dtype=bool),
-        f"{CLEAN}, victim right": labels == y,
-        f"{CLEAN}, victim wrong": labels != y,
-    }
-    bar = tqdm(total=len(detectors) * len(sets), desc="scoring", disable=not verbose)
-    for name, detector in detectors.items():
-        score = {}
-        for kind, rows in sets.items():
-            bar.set_postfix_str(f"{name}: {kind}")
-            given = {"labels": labels} if kind == CLEAN and _classifier(detector) is None else {}
-            score[kind] = detector.score_samples(rows, **given)
-            bar.update()
-        clean = score.pop(CLEAN)
-        worst = worst_scores((attacks[kind].rows, score[kind]) for kind in attacks)
-        for kind, odd in {**score, WORST: worst}.items():
-            record = {"detector": name, "attack": kind, "n_rows": len(odd)}
-            detection.append(record | _success(attacks.get(kind)) | _separation(clean, odd))
-        judged = {kind: clean[mask] for kind, mask in clean_rows.items() if mask.any()} | score
+    check_attacks(attacks, labels == y)
+    sets = rows_to_score(X, attacks)
+    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in detectors}
+    with tqdm(total=len(detectors) * len(sets), desc="scoring", disable=not verbose) as bar:
+        for name, detector in detectors.items():
+            for kind, rows in sets.items():
+                bar.set_postfix_str(f"{name}: {kind}")
+                is_given = kind == CLEAN and _classifier(detector) is None
+                given = {"labels": labels} if is_given else {}
+                scores[name][kind] = detector.score_samples(rows, **given)
+                bar.update()
+    return evaluate_scores(scores, labels == y, attacks, security_parameters=security_parameters)
+
+
+def rows_to_score(X, attacks: Mapping[str, Successes]) -> dict:
+    """Clean rows, and the successes of each attack that has any, by name."""
+    return {CLEAN: X, **{name: attack.X for name, attack in attacks.items() if len(attack.X)}}
+
+
+def evaluate_scores(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    is_right: np.ndarray,
+    attacks: Mapping[str, Successes],
+    *,
+    security_parameters: Sequence[float] = (0.01, 0.05),
+) -> DetectionEvaluation:
+    """Evaluate the scores of `rows_to_score`.
+
+    Parameters
+    ----------
+    scores : mapping of str to mapping of str to ndarray
+        By detector, then by set of rows.
+    is_right : ndarray of bool of shape (n_samples,)
+        Which clean rows the victim takes for what they are.
+    attacks : mapping of str to Successes
+        As in `evaluate_detection`.
+    security_parameters : sequence of float, default=(0.01, 0.05)
+        Thresholds.
+    """
+    pandas = check_pandas_support("evaluate_scores")
+    common = common_rows(attacks)
+    detection, flagged, kept = [], [], []
+    for name, by_set in scores.items():
+        clean = by_set[CLEAN]
+        odd = {kind: by_set.get(kind, clean[:0]) for kind in attacks}
+        broken, worst = worst_scores([(attacks[kind].rows, odd[kind]) for kind in odd], common)
+        for kind, part in {**odd, WORST: worst}.items():
+            record = {"detector": name, "attack": kind, "n_rows": len(part)}
+            detection.append(record | _success(attacks.get(kind)) | _separation(clean, part))
+        judged = {
+            CLEAN: clean,
+            f"{CLEAN}, victim right": clean[is_right],
+            f"{CLEAN}, victim wrong": clean[~is_right],
+            **odd,
+        }
         flagged += [
             {"detector": name, "rows": kind, **_flagged(part, sp)}
             for kind, part in judged.items()
+            if len(part)
             for sp in security_parameters
         ]
-        positions = {CLEAN: np.arange(len(y)), **{k: a.rows for k, a in attacks.items()}}
-        scores += [
+        positions = {kind: attack.rows for kind, attack in attacks.items()}
+        positions |= {CLEAN: np.arange(len(clean)), WORST: broken}
+        kept += [
             pandas.DataFrame(
                 {"detector": name, "attack": kind, "row": positions[kind], "score": part}
             )
-            for kind, part in {CLEAN: clean, **score}.items()
+            for kind, part in {**by_set, WORST: worst}.items()
         ]
-    bar.close()
     return DetectionEvaluation(
         pandas.DataFrame(detection),
         pandas.DataFrame(flagged),
-        pandas.concat(scores, ignore_index=True),
+        pandas.concat(kept, ignore_index=True),
     )
+
+
+def common_rows(attacks: Mapping[str, Successes]) -> np.ndarray:
+    """Positions of the rows that all attacks began from."""
+    return reduce(np.intersect1d, (attack.attacked for attack in attacks.values()))
 
 
 def save_frames(frames: "Mapping[str, pd.DataFrame]", folder) -> list[Path]:
@@ -228,23 +274,28 @@ def save_frames(frames: "Mapping[str, pd.DataFrame]", folder) -> list[Path]:
     return paths
 
 
-def worst_scores(attacks: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def worst_scores(
+    attacks: Iterable[tuple[np.ndarray, np.ndarray]], among: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each row that any attack broke, the score of the success that looks most normal.
 
     Parameters
     ----------
     attacks : iterable of (rows, scores)
         Of each attack the positions of the rows it broke, and their scores.
+    among : ndarray of int
+        Positions of the rows that count.
 
     Returns
     -------
-    ndarray of shape (n_rows_broken,)
+    rows, scores : ndarray of shape (n_rows_broken,)
     """
     rows, scores = (np.concatenate(part) for part in zip(*attacks, strict=True))
-    broken, index = np.unique(rows, return_inverse=True)
+    counts = np.isin(rows, among)
+    broken, index = np.unique(rows[counts], return_inverse=True)
     worst = np.full(len(broken), -np.inf)
-    np.maximum.at(worst, index, scores)
-    return worst
+    np.maximum.at(worst, index, scores[counts])
+    return broken, worst
 
 
 def over_seeds(frame: "pd.DataFrame", by: Sequence[str], values: Sequence[str]) -> "pd.DataFrame":
@@ -306,16 +357,19 @@ def _classifier(detector):
     return getattr(detector, "classifier", None)
 
 
-def _check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> None:
+def check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> None:
+    """Raise a ValueError unless attacks began from rows that the victim gets right."""
+    if not any(len(attack.X) for attack in attacks.values()):
+        raise ValueError("No attack has a success to detect; attack more rows, or harder.")
     for name, attack in attacks.items():
-        if len(attack.X) == 0:
-            raise ValueError(f"{name} has no success to detect; leave it out.")
-        if (
-            len(attack.rows) != len(attack.X)
-            or not np.isin(attack.rows, range(len(is_right))).all()
-        ):
-            raise ValueError(f"The rows of {name} must be positions in X, one for each success.")
-        if not is_right[attack.rows].all():
+        if len(attack.rows) != len(attack.X) or not np.isin(attack.rows, attack.attacked).all():
+            raise ValueError(
+                f"The rows of {name} must be positions in X, one for each success, and among "
+                "those attacked."
+            )
+        if not np.isin(attack.attacked, range(len(is_right))).all():
+            raise ValueError(f"The rows that {name} attacked must be positions in X.")
+        if not is_right[attack.attacked].all():
             raise ValueError(
                 f"{name} holds rows that the victim misclassifies without any attack; attack only "
                 "those that it takes for what they are."
@@ -327,11 +381,14 @@ def _success(attack: Successes | None) -> dict[str, float]:
         return {"success_rate": np.nan, "mean_distortion": np.nan}
     return {
         "success_rate": len(attack.X) / attack.n_attacked,
-        "mean_distortion": float(np.mean(attack.distortion)),
+        "mean_distortion": float(np.mean(attack.distortion)) if len(attack.X) else np.nan,
     }
 
 
 def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, float]:
+    if len(odd) == 0:
+        names = ("auc", "auc_low", "auc_high", *(f"tpr_{fpr:g}" for fpr in FALSE_ALARM_RATES))
+        return dict.fromkeys(names, np.nan)
     auc, low, high = auc_interval(clean, odd)
     caught = {f"tpr_{fpr:g}": tpr_at_fpr(clean, odd, fpr) for fpr in FALSE_ALARM_RATES}
     return {"auc": auc, "auc_low": low, "auc_high": high, **caught}
