@@ -162,3 +162,15 @@ class FeatureMaps(nn.Module):
     def forward(self, x):
         """Normalised images → feature maps."""
         return self.network.extract_features(x)  # type: ignore[operator]
+
+
+def build_colour_autoencoder() -> nn.Sequential:
+    """Build MagNet's autoencoder for CIFAR-10 (Meng and Chen 2017): it keeps the full size."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Sigmoid(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Sigmoid(),
+        nn.Conv2d(32, 3, 3, padding=1),
+        nn.Sigmoid(),
+    )

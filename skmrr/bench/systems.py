@@ -25,7 +25,11 @@ from skmrr.baselines import (
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
 )
-from skmrr.bench.networks import build_certified, build_small_certified
+from skmrr.bench.networks import (
+    build_certified,
+    build_colour_autoencoder,
+    build_small_certified,
+)
 from skmrr.bench.problems import N_VICTIM, Problem
 from skmrr.bench.victims import predict
 from skmrr.datasets import load_mnist
@@ -113,7 +117,7 @@ RIVALS: dict[str, dict[str, dict]] = {
     },
     "mnist": {"Efficient Defenses": {"from_scratch": True, "max_epochs": 15}},
     "cifar10": {
-        "MagNet": {"noise_scale": 0.025, "max_epochs": 15},
+        "MagNet": {"noise_scale": 0.025, "max_epochs": 15, "learning_rate": 3e-3},
         "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
         "APE-GAN": {"eps": 8 / 255, "max_epochs": 2},
     },
@@ -218,13 +222,18 @@ def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector
     if CERTIFIED not in detectors_on(problem.name):
         return {ENSEMBLE: ensemble}
     build, certified = CERTIFIED_PARAMS[problem.name]
-    with seeded(0):  # weights that training draws anew, but a cache hashes
-        network = build()
+    network = _drawn(build)
     certified = certified | ({"max_epochs": 2} if quick else {})
     return {
         ENSEMBLE: ensemble,
         CERTIFIED: LatentDefender(network, statistic="certified", **certified, **shared),
     }
+
+
+def _drawn(build: Callable[[], nn.Module]) -> nn.Module:
+    """Network with the same fresh weights in each process, as a cache hashes them."""
+    with seeded(0):
+        return build()
 
 
 CERTIFIED_PARAMS: dict[str, tuple] = {
@@ -259,6 +268,8 @@ def _trained_rivals(problem: Problem, shared: dict, quick: bool) -> dict[str, Ba
         "APE-GAN": APEGANDetector,
     }
     own = RIVALS.get(problem.name, {})
+    if problem.name == "cifar10":
+        own = own | {"MagNet": {"autoencoder": _drawn(build_colour_autoencoder), **own["MagNet"]}}
     short = {"max_epochs": 1} if quick else {}
     return {
         name: kind(**shared, **(own.get(name, {}) | short))
