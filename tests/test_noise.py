@@ -41,6 +41,31 @@ def test_filters_are_the_quietest_directions(smooth):
     torch.testing.assert_close(variance, least, rtol=0.01, atol=0)
 
 
+def test_filters_do_not_depend_on_how_many_patches_are_held_at_once(smooth, monkeypatch):
+    X = torch.as_tensor(smooth[0][:50])
+    at_once = quiet_directions([X], (3, 3), 2)
+    monkeypatch.setattr("skmrr.nn.noise.VALUES_AT_ONCE", 10_000)
+    torch.testing.assert_close(quiet_directions([X], (3, 3), 2).abs(), at_once.abs())
+
+
+def test_filters_of_large_images_are_found_on_a_grid(rng, monkeypatch):
+    """Of images that do not change from left to right but for some noise."""
+    X = torch.as_tensor(rng.random((3, 1, 200, 1)) + rng.normal(0, 0.01, (3, 1, 200, 200)))
+    seen = []
+    unfold = torch.nn.functional.unfold
+
+    def noted(*args, **kwargs):
+        seen.append(unfold(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(torch.nn.functional, "unfold", noted)
+    (filters,) = quiet_directions([X], (1, 2), 1)
+    torch.testing.assert_close(filters.flatten().abs(), torch.full((2,), 0.5**0.5).double(),
+                               atol=0.01, rtol=0)  # fmt: skip
+    assert filters.flatten().prod() < 0  # a difference
+    assert 64**2 <= sum(part.shape[2] for part in seen) / len(seen) < 200 * 199 / 4
+
+
 def test_statistic_is_the_quantile_over_positions(rng):
     x = torch.as_tensor(rng.random((5, 1, 6, 6)))
     filters = torch.zeros(1, 1, 1, 1, dtype=torch.float64) + 1

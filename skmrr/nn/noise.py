@@ -8,6 +8,8 @@ from torch.nn import functional
 from skmrr.nn.densities import ClassMoments
 from skmrr.nn.detector import ClassFreeStatistic
 
+VALUES_AT_ONCE = 2**24  # of all the patches of some images
+PATCHES_A_SIDE = 64  # of an image, at least, that its directions are found on
 STRIDE = 2  # pixels from one position to the next: a quarter of the positions tell as much
 
 
@@ -53,7 +55,9 @@ class NoiseStatistic(ClassFreeStatistic):
 def quiet_directions(
     batches, patch_shape: tuple[int, int], n_filters: int
 ) -> Float[Tensor, "filters channels height width"]:
-    """Principal directions of least variance among all patches of images.
+    """Principal directions of least variance among the patches of images.
+
+    Of large images a grid of patches, 64 or more to each side, stands for all.
 
     Parameters
     ----------
@@ -65,10 +69,15 @@ def quiet_directions(
         Number of directions, the quietest first.
     """
     moments: ClassMoments | None = None
-    for images in batches:
-        patches = functional.unfold(images, patch_shape).transpose(1, 2).flatten(0, 1)
-        moments = moments or ClassMoments(1, patches.shape[1])
-        moments.update(patches, torch.zeros(len(patches), dtype=torch.int64))
+    height, width = patch_shape
+    for batch in batches:
+        stride = max(1, min(batch.shape[2:]) // PATCHES_A_SIDE)
+        n = max(1, VALUES_AT_ONCE // (batch[0].numel() * height * width))
+        for images in batch.split(n):
+            patches = functional.unfold(images, patch_shape, stride=stride)
+            patches = patches.transpose(1, 2).flatten(0, 1)
+            moments = moments or ClassMoments(1, patches.shape[1])
+            moments.update(patches, torch.zeros(len(patches), dtype=torch.int64))
     assert moments is not None
     directions = torch.linalg.eigh(moments.covariances[0]).eigenvectors  # ascending variance
     return directions[:, :n_filters].T.reshape(n_filters, -1, *patch_shape)
