@@ -72,6 +72,7 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
     from skmrr.bench import adaptive as table2_of
     from skmrr.bench import detection, report, transfer
     from skmrr.bench import figures as figures_of
+    from skmrr.bench import peers as peers_of
     from skmrr.bench.sizes import QUICK, SIZES
     from skmrr.bench.systems import detectors_on
 
@@ -93,7 +94,7 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
     )
     measures = {
         "table1": detection.table1,
-        "peers": detection.peers,
+        "peers": peers_of.peers,
         "table2": table2_of.table2,
         "transfer": transfer.transfer,
         "figures": figures_of.figures,

@@ -31,7 +31,7 @@ from skmrr.evaluation import (
     scoring_cost,
     tpr_at_fpr,
 )
-from skmrr.evaluation.protocol import worst_scores
+from skmrr.evaluation.successes import worst_scores
 from skmrr.threshold import RiskMixin
 
 FRAMES = ("detection", "flagged", "scores")

@@ -1,4 +1,4 @@
-"""Table 1, of attacks that see the victim alone, and the table of all detectors."""
+"""Table 1, of attacks that see the victim alone."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,35 +6,27 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from skmrr.attacks import adaptive_suite
 from skmrr.base import BaseDetector
 from skmrr.bench.problems import PROBLEMS, Problem
 from skmrr.bench.report import Report, markdown, spread
-from skmrr.bench.sizes import EPS, PAPER_TABLE1, Sizes
-from skmrr.bench.systems import CERTIFIED, OURS, Fitted, fit_all
+from skmrr.bench.sizes import PAPER_TABLE1, Sizes
+from skmrr.bench.systems import OURS, Fitted, fit_all
 from skmrr.evaluation import (
     CostDisplay,
     DetectionEvaluation,
     DetectionRocDisplay,
-    certified_success_rate,
     check_disjoint,
-    evaluate_adaptive,
     fitted_bytes,
     over_seeds,
     scoring_cost,
 )
 from skmrr.evaluation.adaptive import WORST
-from skmrr.evaluation.protocol import (
-    CLEAN,
-    check_attacks,
-    evaluate_scores,
-    rows_to_score,
-)
+from skmrr.evaluation.protocol import evaluate_scores
+from skmrr.evaluation.successes import CLEAN, check_attacks, rows_to_score
 from skmrr.threshold import ADVERSARIAL
 
 Progress = Callable[[str], None]
 TABLE1_SP = (0.01, 0.05)
-ADAPTIVE_SP = 0.05
 
 
 def problem_of(name: str, seed: int, memory: joblib.Memory, sizes: Sizes) -> Problem:
@@ -215,99 +207,6 @@ def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) ->
             markdown(counts),
         ]
     )
-
-
-def peers(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Progress = print,
-) -> Report:
-    """Measure accuracy, hold against attackers who know the detector, and cost, in one table.
-
-    Parameters
-    ----------
-    name, seeds, memory, sizes, names, progress
-        As in `table1`, with which it shares the cache.
-    """
-    by_seed, costs, success, bounds = {}, [], [], []
-    eps = EPS[name][-1:] if sizes.quick else EPS[name]
-    for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
-        seed = problem.seed
-        progress(f"{name}, seed {seed}: scoring")
-        by_seed[seed] = detection_of(problem, fitted, memory)
-        costs.append(costs_of(problem, fitted, sizes))
-        for detector, system in fitted.items():
-            progress(f"{name}, seed {seed}: attacks on {detector}")
-            frame = memory.cache(adaptive_success)(
-                system.detector, problem.X_test, problem.y_test, problem.rows, eps, sizes
-            )
-            success.append(frame.assign(detector=detector, seed=seed))
-            if detector == CERTIFIED:
-                frame = certified_success_rate(
-                    system.detector,
-                    problem.X_test,
-                    problem.y_test,
-                    eps=eps,
-                    security_parameters=(ADAPTIVE_SP,),
-                )
-                bounds.append(frame.assign(detector=detector, seed=seed))
-    first = table1_report(name, seeds, by_seed, costs)
-    frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
-    if bounds:
-        frames["bounds"] = pd.concat(bounds, ignore_index=True)
-    table = peers_table(frames)
-    text = (
-        "AUC and share caught are means over all attacks on the victim alone; *least* is the "
-        "worst attack at its worst strength. SR@5: share of images that attackers who know the "
-        "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
-        f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
-        "start). Bound: what no attack can exceed, on all test images. Scoring in multiples "
-        "of the victim's own pass, which is included.\n\n" + markdown(table)
-    )
-    frames["peers"] = table
-    return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
-
-
-def adaptive_success(detector: BaseDetector, X, y, rows, eps, sizes: Sizes) -> pd.DataFrame:
-    """Worst case over the adaptive suite at each ε, at SP 5 %."""
-    attacked = rows[: sizes.n_adaptive]
-    outcome = evaluate_adaptive(
-        detector,
-        X[attacked],
-        y[attacked],
-        eps=eps,
-        guides=X[rows[sizes.n_adaptive : sizes.n_adaptive + 2000]],
-        # Noise members only look strong to attacks that do not spare the quiet pixels.
-        attacks=adaptive_suite(steps=sizes.adaptive_steps, textured=True),
-        security_parameters=(ADAPTIVE_SP,),
-    )
-    success = outcome.success
-    return success[success["attack"] == WORST].reset_index(drop=True)
-
-
-def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a detector."""
-    detection = frames["detection"]
-    per_attack = detection[detection["attack"] != WORST]
-    means = per_attack.groupby("detector", sort=False)[["auc", "tpr_0.01", "tpr_0.05"]].mean()
-    by_attack = per_attack.groupby(["detector", "attack"], sort=False)["auc"].mean()
-    least = by_attack.groupby("detector", sort=False).min().rename("least auc")
-    worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
-    success = frames["adaptive"].pivot_table("success_rate", "detector", "eps")
-    success.columns = [f"SR@5, ε {eps:.3g}" for eps in success.columns]
-    if "bounds" in frames:
-        bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
-        success = success.join(bound.rename(columns=lambda eps: f"bound, ε {eps:.3g}"))
-    cost = (
-        frames["cost"]
-        .groupby("detector", sort=False)[["fit_seconds", "score_cost", "megabytes"]]
-        .mean()
-    )
-    return pd.concat([means, least, worst.rename("worst case auc"), success, cost], axis=1)
 
 
 def draw_roc(outcome: DetectionEvaluation, title: str):

@@ -13,7 +13,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from skmrr.evaluation.protocol import save_frames
+from skmrr.evaluation.frames import save_frames
 
 PACKAGES = ("skmrr", "numpy", "scipy", "scikit-learn", "torch", "adversarial-robustness-toolbox")
 

@@ -17,20 +17,16 @@ from skmrr.evaluation.displays import (
     SuccessCurveDisplay,
     TprAtFprDisplay,
 )
+from skmrr.evaluation.frames import DetectionEvaluation, over_seeds
 from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
-from skmrr.evaluation.protocol import (
-    DetectionEvaluation,
-    Successes,
-    check_disjoint,
-    evaluate_detection,
-    over_seeds,
-)
+from skmrr.evaluation.protocol import check_disjoint, evaluate_detection
 from skmrr.evaluation.scorers import (
     average_precision_scorer,
     balanced_accuracy_scorer,
     roc_auc_scorer,
     tpr_at_fpr_scorer,
 )
+from skmrr.evaluation.successes import Successes
 
 __all__ = [
     "AdaptiveEvaluation",

@@ -5,108 +5,28 @@ count; the clean side is all clean rows, the victim's own errors included.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_pandas_support
 from tqdm.auto import tqdm
 
-from skmrr.attacks import AttackResult
 from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.frames import DetectionEvaluation
 from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
+from skmrr.evaluation.successes import (
+    CLEAN,
+    Successes,
+    check_attacks,
+    common_rows,
+    rows_to_score,
+    worst_scores,
+)
 from skmrr.nn.inference import predict_labels
 from skmrr.nn.rows import Rows
 from skmrr.threshold import RiskMixin
 from skmrr.validation import check_labels
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-CLEAN = "clean"
-
-
-@dataclass(frozen=True)
-class Successes:
-    """The rows on which an attack fooled the victim."""
-
-    X: np.ndarray
-    """Adversarial rows, shape (n_successes, …)."""
-    rows: np.ndarray
-    """Positions of the clean rows that they were made from, shape (n_successes,)."""
-    attacked: np.ndarray
-    """Positions of all rows that the attack began from, shape (n_attacked,)."""
-    distortion: np.ndarray
-    """Norm of each row's change, as the attack measures it."""
-
-    @classmethod
-    def of(cls, result: AttackResult, rows) -> "Successes":
-        """Successes of an attack on the clean rows at the positions `rows`."""
-        success = result.success.cpu().numpy()
-        return cls(
-            result.adversarial[result.success].cpu().numpy(),
-            np.asarray(rows)[success],
-            np.asarray(rows),
-            result.distortion.cpu().numpy()[success],
-        )
-
-    @property
-    def n_attacked(self) -> int:
-        """Number of rows attacked."""
-        return len(self.attacked)
-
-
-@dataclass(frozen=True)
-class DetectionEvaluation:
-    """Outcome of `evaluate_detection`; each frame is tidy, a row an observation."""
-
-    detection: "pd.DataFrame"
-    """By ``detector`` and ``attack``: ``n_rows``, ``success_rate``, ``mean_distortion``, ``auc``
-    with its 95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these shares of all
-    clean rows flagged; NaN for an attack without a success. The attack "worst case" takes, of each
-    row that all attacks began from, the success that the detector finds most normal."""
-    flagged: "pd.DataFrame"
-    """By ``detector``, ``rows`` ("clean", "clean, victim right", "clean, victim wrong", or an
-    attack) and ``security_parameter``: ``n_rows`` and the share ``flagged`` at the detector's
-    calibrated threshold, with its 95 % interval ``low`` to ``high`` (Clopper and Pearson)."""
-    scores: "pd.DataFrame"
-    """``detector``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row scored, and
-    of those of the worst case."""
-
-    @classmethod
-    def concat(
-        cls, parts: "Mapping[int, DetectionEvaluation] | Sequence[DetectionEvaluation]"
-    ) -> "DetectionEvaluation":
-        """Join the evaluations of several seeds, with a column ``seed``, or of several detectors.
-
-        Parameters
-        ----------
-        parts : mapping of int to DetectionEvaluation, or sequence of DetectionEvaluation
-            By seed, or without.
-        """
-        pandas = check_pandas_support("DetectionEvaluation.concat")
-        if isinstance(parts, Mapping):
-            frames = [
-                {name: frame.assign(seed=seed) for name, frame in part.frames.items()}
-                for seed, part in parts.items()
-            ]
-        else:
-            frames = [part.frames for part in parts]
-        names = frames[0]
-        return cls(**{n: pandas.concat([f[n] for f in frames], ignore_index=True) for n in names})
-
-    @property
-    def frames(self) -> "dict[str, pd.DataFrame]":
-        """Frames by name."""
-        return dict(vars(self))
-
-    def save(self, folder) -> list[Path]:
-        """Write each frame as CSV and as JSON records into a folder; return the paths."""
-        return save_frames(self.frames, folder)
 
 
 def evaluate_detection(
@@ -193,11 +113,6 @@ def evaluate_detection(
     return evaluate_scores(scores, labels == y, attacks, security_parameters=security_parameters)
 
 
-def rows_to_score(X, attacks: Mapping[str, Successes]) -> dict:
-    """Clean rows, and the successes of each attack that has any, by name."""
-    return {CLEAN: X, **{name: attack.X for name, attack in attacks.items() if len(attack.X)}}
-
-
 def evaluate_scores(
     scores: Mapping[str, Mapping[str, np.ndarray]],
     is_right: np.ndarray,
@@ -255,69 +170,6 @@ def evaluate_scores(
     )
 
 
-def common_rows(attacks: Mapping[str, Successes]) -> np.ndarray:
-    """Positions of the rows that all attacks began from."""
-    return reduce(np.intersect1d, (attack.attacked for attack in attacks.values()))
-
-
-def save_frames(frames: "Mapping[str, pd.DataFrame]", folder) -> list[Path]:
-    """Write frames, by name, as CSV and as JSON records into a folder; return the paths."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, frame in frames.items():
-        if frame.index.names != [None]:  # else what the rows are would be lost
-            frame = frame.reset_index()
-        paths += [folder / f"{name}.csv", folder / f"{name}.json"]
-        frame.to_csv(paths[-2], index=False)
-        frame.to_json(paths[-1], orient="records")
-    return paths
-
-
-def worst_scores(
-    attacks: Iterable[tuple[np.ndarray, np.ndarray]], among: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row that any attack broke, the score of the success that looks most normal.
-
-    Parameters
-    ----------
-    attacks : iterable of (rows, scores)
-        Of each attack the positions of the rows it broke, and their scores.
-    among : ndarray of int
-        Positions of the rows that count.
-
-    Returns
-    -------
-    rows, scores : ndarray of shape (n_rows_broken,)
-    """
-    rows, scores = (np.concatenate(part) for part in zip(*attacks, strict=True))
-    counts = np.isin(rows, among)
-    broken, index = np.unique(rows[counts], return_inverse=True)
-    worst = np.full(len(broken), -np.inf)
-    np.maximum.at(worst, index, scores[counts])
-    return broken, worst
-
-
-def over_seeds(frame: "pd.DataFrame", by: Sequence[str], values: Sequence[str]) -> "pd.DataFrame":
-    """Mean, least and greatest value over seeds, in the order of first appearance.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        With a column ``seed``, the columns `by` and the columns `values`.
-    by : sequence of str
-        What is kept apart.
-    values : sequence of str
-        What is averaged.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by `by`, columns (value, "mean" | "min" | "max").
-    """
-    return frame.groupby(list(by), sort=False)[list(values)].agg(["mean", "min", "max"])
-
-
 def check_disjoint(**parts) -> None:
     """Warn where a row is in two parts of the data that have to be disjoint.
 
@@ -355,25 +207,6 @@ def _decisions(detectors: Mapping[str, RiskMixin], X) -> np.ndarray:
 
 def _classifier(detector):
     return getattr(detector, "classifier", None)
-
-
-def check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> None:
-    """Raise a ValueError unless attacks began from rows that the victim gets right."""
-    if not any(len(attack.X) for attack in attacks.values()):
-        raise ValueError("No attack has a success to detect; attack more rows, or harder.")
-    for name, attack in attacks.items():
-        if len(attack.rows) != len(attack.X) or not np.isin(attack.rows, attack.attacked).all():
-            raise ValueError(
-                f"The rows of {name} must be positions in X, one for each success, and among "
-                "those attacked."
-            )
-        if not np.isin(attack.attacked, range(len(is_right))).all():
-            raise ValueError(f"The rows that {name} attacked must be positions in X.")
-        if not is_right[attack.attacked].all():
-            raise ValueError(
-                f"{name} holds rows that the victim misclassifies without any attack; attack only "
-                "those that it takes for what they are."
-            )
 
 
 def _success(attack: Successes | None) -> dict[str, float]:
