@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import joblib
 import numpy as np
@@ -63,13 +64,19 @@ def table2(
         from_table1 = [system for system in wanted if system != "N"]
         fitted = fit_all(problem, memory, names=from_table1, quick=sizes.quick, progress=progress)
         systems |= {system: one.detector for system, one in fitted.items()}
-        attack = memory.cache(carlini, ignore=["network", "problem"])
+        attack = partial(
+            memory.cache(carlini, ignore=["network", "problem"]),
+            problem=problem,
+            n_images=sizes.n_carlini,
+            search_steps=sizes.carlini_search,
+            max_iter=sizes.carlini_steps,
+        )
         progress(f"{name}, seed {seed}: Carlini-L2 on the victim alone")
-        alone = attack(_key(problem.victim, 0, problem), problem.victim, problem, sizes)
+        alone = attack(_key(problem.victim, 0, problem), problem.victim)
         for system in attacked_networks(problem, systems):
             sp = system.security_parameter
             progress(f"{name}, seed {seed}: Carlini-L2 on {system.system}, SP {sp:g}")
-            both = attack(_key(system.network, sp, problem), system.network, problem, sizes)
+            both = attack(_key(system.network, sp, problem), system.network)
             # Where the victim answers, what passes both fools it too.
             nearest = worst_case([alone, both]) if system.has_victim else alone
             columns = {
@@ -177,16 +184,18 @@ def right_without_attack(system: Target, problem: Problem, sizes: Sizes) -> np.n
     return logits[:, :n_classes].argmax(1).numpy() == problem.y_test[rows]
 
 
-def carlini(key: str, network: nn.Module, problem: Problem, sizes: Sizes) -> AttackResult:
+def carlini(
+    key: str, network: nn.Module, problem: Problem, n_images: int, search_steps: int, max_iter: int
+) -> AttackResult:
     """Least distortions of the problem's images; `key` stands for network and problem."""
-    rows = problem.rows[: sizes.n_carlini]
+    rows = problem.rows[:n_images]
     return carlini_l2(
         network,
         torch.as_tensor(problem.X_test[rows]),
         torch.as_tensor(problem.y_test[rows]),
         guides=torch.as_tensor(problem.X_calibration[:5000]),
-        search_steps=sizes.carlini_search,
-        max_iter=sizes.carlini_steps,
+        search_steps=search_steps,
+        max_iter=max_iter,
     )
 
 
