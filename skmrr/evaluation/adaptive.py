@@ -138,7 +138,8 @@ def evaluate_adaptive(
     attacks = adaptive_suite() if attacks is None else attacks
     eps = sorted(eps)
     keys = list(attacks) if per_attack else [ANY]
-    found = {(key, e): torch.full_like(x[rows], torch.nan) for key in keys for e in eps}
+    attacked, true = x[rows], labels[rows]
+    found = {(key, e): torch.full_like(attacked, torch.nan) for key in keys for e in eps}
     scores = torch.as_tensor(detector.score_samples(X)).to(x.device)
     records, worst = [], {}
     n_runs = len(attacks) * len(eps) * len(security_parameters)
@@ -150,45 +151,48 @@ def evaluate_adaptive(
             network = detector.defended_classifier(security_parameter=sp)
             stands = (answers == labels) & (scores >= np.log(sp))
             for smaller, radius in zip([None, *eps], eps, strict=False):
-                reach = None
+                if smaller is not None:
+                    for key in keys:
+                        known = found[key, radius]
+                        known[:] = torch.where(known.isnan(), found[key, smaller], known)
                 if trust_bounds:
-                    reach = classes_within_reach(detector, x[rows], labels[rows], radius, sp)
+                    params["targets"] = classes_within_reach(detector, attacked, true, radius, sp)
                 for name, attack in attacks.items():
                     bar.set_postfix_str(f"{name}, ε {radius:g}, SP {sp:g}")
-                    key = name if per_attack else ANY
-                    known = found[key, radius]
-                    if smaller is not None:
-                        known[:] = torch.where(known.isnan(), found[key, smaller], known)
-                    is_left = known.flatten(1).isnan().any(1)
-                    if reach is not None:
-                        is_left &= reach.any(1)
-                    left = torch.nonzero(is_left)[:, 0]
-                    if len(left):
-                        picked = rows[left]
-                        if reach is not None:
-                            params["targets"] = reach[left]
-                        outcome = attack(network, x[picked], labels[picked], eps=radius, **params)
-                        known[left] = outcome.adversarial
+                    known = found[name if per_attack else ANY, radius]
+                    _attack_left(attack, network, attacked, true, known, eps=radius, **params)
                     bar.update()
                 results = {
-                    key: verified(
-                        network, x[rows], found[key, radius], labels[rows], norm=torch.inf
-                    )
+                    key: verified(network, attacked, found[key, radius], true, norm=torch.inf)
                     for key in keys
                 }
                 worst[radius, sp] = worst_case(results.values())
-                for name, result in {**results, WORST: worst[radius, sp]}.items():
-                    if name != ANY:
-                        broken = result.success & stands[rows]
-                        record = {"attack": name, "eps": radius, "security_parameter": sp}
-                        record |= _rates(result.success)
-                        left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
-                        record["robust_accuracy"] = float(stands.double().mean()) * left_standing
-                        records.append(record)
+                results = {**(results if per_attack else {}), WORST: worst[radius, sp]}
+                for name, result in results.items():
+                    record = {"attack": name, "eps": radius, "security_parameter": sp}
+                    broken = result.success & stands[rows]
+                    left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
+                    robust = {"robust_accuracy": float(stands.double().mean()) * left_standing}
+                    records.append(record | _rates(result.success) | robust)
     clean = [_clean(scores, answers == labels, sp) for sp in security_parameters]
     return AdaptiveEvaluation(
         pandas.DataFrame(records), pandas.DataFrame(clean), worst, rows.cpu().numpy()
     )
+
+
+def _attack_left(attack, network, x, labels, known, *, targets=None, **params) -> None:
+    """Attack the rows of which nothing is known yet, and note in `known` what breaks them.
+
+    `targets` are the classes that a bound leaves to each row; rows without any are left alone.
+    """
+    is_left = known.flatten(1).isnan().any(1)
+    if targets is not None:
+        is_left &= targets.any(1)
+    left = torch.nonzero(is_left)[:, 0]
+    if len(left):
+        if targets is not None:
+            params["targets"] = targets[left]
+        known[left] = attack(network, x[left], labels[left], **params).adversarial
 
 
 def flag_rates(
