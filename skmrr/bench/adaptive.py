@@ -234,8 +234,8 @@ def table2_text(name: str, table: pd.DataFrame, sizes: Sizes, n_seeds: int) -> s
     intro = (
         f"Carlini-L2 with the detector in its loss ({sizes.carlini_search} weights × "
         f"{sizes.carlini_steps} steps, also from clean images of other classes), "
-        f"{sizes.n_carlini} images a seed, {n_seeds} seeds. *ratio*: median over images of the "
-        "least L2 distortion found, over that without the detector; *hold b*: share of images "
+        f"{sizes.n_carlini} images a seed, {n_seeds} seed{'s' * (n_seeds > 1)}. "
+        "*ratio*: median over images of the least L2 distortion found, over that without the detector; *hold b*: share of images "
         "not defeated within b times the distortion that the victim alone takes; *n*: images that "
         "the system gets right without an attack. SP 0: no detector, the classifier alone is "
         "hardened. The paper counts an image as defended where "

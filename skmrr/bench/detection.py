@@ -196,8 +196,9 @@ def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) ->
     n = len(seeds)
     return "\n\n".join(
         [
-            f"Mean of {n} seeds (least–greatest). Successes of attacks on images that the victim "
-            "classifies rightly; the clean side is all clean test images, the victim's own errors "
+            f"{'One seed' if n == 1 else f'Mean of {n} seeds (least–greatest)'}. "
+            "Successes of attacks on images that the victim classifies "
+            "rightly; the clean side is all clean test images, the victim's own errors "
             "included. Worst case: of each image that all attacks began from, the success that the "
             f"detector finds most normal. The paper pools all strengths of an attack. {SAID[name]}",
             *parts,
