@@ -54,43 +54,13 @@ def table2(
     wanted = names
     if wanted is None:
         wanted = ["N", *(system for system in TABLE2 if system in detectors_on(name))]
-    images = []
-    for seed in seeds:
-        problem = PROBLEMS[name](seed, memory, kinds=())
-        systems: dict[str, MRREnsemble | LatentDefender] = {}
-        if "N" in wanted:
-            progress(f"{name}, seed {seed}: {max(sizes.numbers)} narrow latent defenders")
-            systems |= numbered(problem, memory, sizes)
-        from_table1 = [system for system in wanted if system != "N"]
-        fitted = fit_all(problem, memory, names=from_table1, quick=sizes.quick, progress=progress)
-        systems |= {system: one.detector for system, one in fitted.items()}
-        attack = partial(
-            memory.cache(carlini, ignore=["network", "problem"]),
-            problem=problem,
-            n_images=sizes.n_carlini,
-            search_steps=sizes.carlini_search,
-            max_iter=sizes.carlini_steps,
-        )
-        progress(f"{name}, seed {seed}: Carlini-L2 on the victim alone")
-        alone = attack(_key(problem.victim, 0, problem), problem.victim)
-        for system in attacked_networks(problem, systems):
-            sp = system.security_parameter
-            progress(f"{name}, seed {seed}: Carlini-L2 on {system.system}, SP {sp:g}")
-            both = attack(_key(system.network, sp, problem), system.network)
-            # Where the victim answers, what passes both fools it too.
-            nearest = worst_case([alone, both]) if system.has_victim else alone
-            columns = {
-                "system": system.system,
-                "security_parameter": sp,
-                "image": np.arange(len(both.distortion)),
-                "l2": both.distortion.numpy(),
-                "l2_alone": nearest.distortion.numpy(),
-                "right": right_without_attack(system, problem, sizes),
-                "false_alarms": system.false_alarms,
-                "seed": seed,
-            }
-            images.append(pd.DataFrame(columns))
-    frame = pd.concat(images, ignore_index=True)
+    frame = pd.concat(
+        [
+            distortions(PROBLEMS[name](seed, memory, kinds=()), wanted, memory, sizes, progress)
+            for seed in seeds
+        ],
+        ignore_index=True,
+    )
     table = summarised(frame)
     return Report(
         f"table2-{name}",
@@ -98,6 +68,48 @@ def table2(
         table2_text(name, table, sizes, len(seeds)),
         {"images": frame, "table2": table.reset_index()},
     )
+
+
+def distortions(
+    problem: Problem, wanted: list[str], memory: joblib.Memory, sizes: Sizes, progress
+) -> pd.DataFrame:
+    """L2 distortion of each image with the detector and without, by system and SP."""
+    told = f"{problem.name}, seed {problem.seed}:"
+    systems: dict[str, MRREnsemble | LatentDefender] = {}
+    if "N" in wanted:
+        progress(f"{told} {max(sizes.numbers)} narrow latent defenders")
+        systems |= numbered(problem, memory, sizes)
+    from_table1 = [system for system in wanted if system != "N"]
+    fitted = fit_all(problem, memory, names=from_table1, quick=sizes.quick, progress=progress)
+    systems |= {system: one.detector for system, one in fitted.items()}
+    attack = partial(
+        memory.cache(carlini, ignore=["network", "problem"]),
+        problem=problem,
+        n_images=sizes.n_carlini,
+        search_steps=sizes.carlini_search,
+        max_iter=sizes.carlini_steps,
+    )
+    progress(f"{told} Carlini-L2 on the victim alone")
+    alone = attack(_key(problem.victim, 0, problem), problem.victim)
+    images = []
+    for system in attacked_networks(problem, systems):
+        sp = system.security_parameter
+        progress(f"{told} Carlini-L2 on {system.system}, SP {sp:g}")
+        both = attack(_key(system.network, sp, problem), system.network)
+        # Where the victim answers, what passes both fools it too.
+        nearest = worst_case([alone, both]) if system.has_victim else alone
+        columns = {
+            "system": system.system,
+            "security_parameter": sp,
+            "image": np.arange(len(both.distortion)),
+            "l2": both.distortion.numpy(),
+            "l2_alone": nearest.distortion.numpy(),
+            "right": right_without_attack(system, problem, sizes),
+            "false_alarms": system.false_alarms,
+            "seed": problem.seed,
+        }
+        images.append(pd.DataFrame(columns))
+    return pd.concat(images, ignore_index=True)
 
 
 def numbered(problem: Problem, memory: joblib.Memory, sizes: Sizes) -> dict[str, MRREnsemble]:
