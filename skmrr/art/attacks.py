@@ -104,7 +104,7 @@ def run_attacks(
             joblib.hash(FeatureExtractor(part, ""))
             for part in (classifier.loss, nn.CrossEntropyLoss())
         )
-        if loss != usual:
+        if loss != usual:  # the usual one is left out, so that caches of earlier versions hold
             key = joblib.hash((key, loss))
     bar = tqdm(attacks.items(), "attacks", disable=not verbose)
     return {name: run(classifier, key, *attack, x, y, batch_size) for name, attack in bar}

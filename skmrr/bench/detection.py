@@ -110,14 +110,14 @@ def detection_of(
     problem: Problem, fitted: dict[str, Fitted], memory: joblib.Memory
 ) -> DetectionEvaluation:
     """Evaluate fitted detectors on all attacks of a problem."""
+    is_right = np.isin(np.arange(len(problem.y_test)), problem.rows)
+    check_attacks(problem.attacks, is_right)
     score = memory.cache(score_samples)
     sets = rows_to_score(problem.X_test, problem.attacks)
     scores = {
         name: {kind: score(system.detector, X) for kind, X in sets.items()}
         for name, system in fitted.items()
     }
-    is_right = np.isin(np.arange(len(problem.y_test)), problem.rows)
-    check_attacks(problem.attacks, is_right)
     return evaluate_scores(scores, is_right, problem.attacks, security_parameters=TABLE1_SP)
 
 

@@ -38,15 +38,11 @@ def peers(
         progress(f"{name}, seed {seed}: scoring")
         by_seed[seed] = detection_of(problem, fitted, memory)
         costs.append(costs_of(problem, fitted, sizes))
+        X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
             progress(f"{name}, seed {seed}: attacks on {detector}")
             frame = memory.cache(adaptive_success)(
-                system.detector,
-                problem.X_test[problem.rows],
-                problem.y_test[problem.rows],
-                eps,
-                n_attacked=sizes.n_adaptive,
-                steps=sizes.adaptive_steps,
+                system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
             )
             success.append(frame.assign(detector=detector, seed=seed))
             if detector == CERTIFIED:
