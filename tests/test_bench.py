@@ -19,6 +19,7 @@ from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
 from skmrr.bench import figures, report, sizes, transfer, victims
 from skmrr.bench.networks import build_digits
+from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
 from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
@@ -403,6 +404,21 @@ def test_peers_name_their_detectors(small_run):
     adaptive = pd.read_csv(home / "adaptive.csv")
     assert adaptive["success_rate"].between(0, 1).all()
     assert adaptive["n_rows"].tolist() == [2, 2]
+
+
+def test_success_of_all_seeds_is_pooled():
+    frame = pd.DataFrame(
+        {"detector": "a", "eps": [0.1, 0.2] * 2, "n_rows": 20, "success_rate": [0, 0.5, 0, 0.7]}
+    )
+    pooled = pooled_success(frame)
+    assert pooled["success_rate"].tolist() == pytest.approx([0, 0.6])
+    assert pooled["high"].iloc[0] == pytest.approx(1 - 0.025 ** (1 / 40))
+    costs = {"fit_seconds": [12.345], "score_cost": [2.34], "megabytes": [0.123]}
+    table = pd.DataFrame(costs, index=pd.Index(["a"], name="detector"))
+    shown = with_intervals(table, frame).loc["a"]
+    assert shown["SR@5, ε 0.1"] == ".00 (.00–.09)"
+    assert shown["SR@5, ε 0.2"] == ".60 (.43–.75)"
+    assert shown["fit_seconds"] == "12"
 
 
 def test_table2_of_prior_art(small_run):

@@ -6,11 +6,12 @@ import pandas as pd
 from skmrr.attacks import adaptive_suite
 from skmrr.base import BaseDetector
 from skmrr.bench.detection import Progress, costs_of, detection_of, fitted_problems, table1_report
-from skmrr.bench.report import Report, markdown
+from skmrr.bench.report import Report, markdown, spread
 from skmrr.bench.sizes import EPS, Sizes
 from skmrr.bench.systems import CERTIFIED
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive
 from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.metrics import exact_interval
 
 ADAPTIVE_SP = 0.05
 
@@ -58,16 +59,16 @@ def peers(
     frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)
-    table = peers_table(frames)
+    table = frames["peers"] = peers_table(frames)
     text = (
         "AUC and share caught are means over all attacks on the victim alone; *least* is the "
         "worst attack at its worst strength. SR@5: share of images that attackers who know the "
         "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
         f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
-        "start). Bound: what no attack can exceed, on all test images. Scoring in multiples "
-        "of the victim's own pass, which is included.\n\n" + markdown(table)
+        "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
+        "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
+        + markdown(with_intervals(table, frames["adaptive"]))
     )
-    frames["peers"] = table
     return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
 
 
@@ -97,8 +98,8 @@ def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     by_attack = per_attack.groupby(["detector", "attack"], sort=False)["auc"].mean()
     least = by_attack.groupby("detector", sort=False).min().rename("least auc")
     worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
-    success = frames["adaptive"].pivot_table("success_rate", "detector", "eps")
-    success.columns = [f"SR@5, ε {eps:.3g}" for eps in success.columns]
+    success = pooled_success(frames["adaptive"])["success_rate"].unstack("eps")
+    success.columns = [success_column(eps) for eps in success.columns]
     if "bounds" in frames:
         bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
         success = success.join(bound.rename(columns=lambda eps: f"bound, ε {eps:.3g}"))
@@ -108,3 +109,30 @@ def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
         .mean()
     )
     return pd.concat([means, least, worst.rename("worst case auc"), success, cost], axis=1)
+
+
+def pooled_success(adaptive: pd.DataFrame) -> pd.DataFrame:
+    """Success rate by detector and ε over the images of all seeds, with its 95 % interval."""
+    hits = adaptive["success_rate"] * adaptive["n_rows"]
+    by = adaptive.assign(hits=hits).groupby(["detector", "eps"], sort=False)
+    pooled = by[["hits", "n_rows"]].sum()
+    low, high = exact_interval(pooled["hits"].round(), pooled["n_rows"])
+    return pooled.assign(success_rate=pooled["hits"] / pooled["n_rows"], low=low, high=high)
+
+
+def with_intervals(table: pd.DataFrame, adaptive: pd.DataFrame) -> pd.DataFrame:
+    """Table as shown: success rates with their intervals, costs in round numbers."""
+    pooled = pooled_success(adaptive)
+    shown = pooled.apply(
+        lambda row: spread(row["success_rate"], row["low"], row["high"], 2), axis=1
+    )
+    rounded = {"fit_seconds": "{:.0f}", "score_cost": "{:.1f}", "megabytes": "{:.2f}"}
+    return table.assign(
+        **{success_column(eps): column for eps, column in shown.unstack("eps").items()},
+        **{name: table[name].map(form.format) for name, form in rounded.items()},
+    )
+
+
+def success_column(eps: float) -> str:
+    """Name of the column of success rates within a ball."""
+    return f"SR@5, ε {eps:.3g}"

@@ -108,7 +108,7 @@ def markdown(frame: pd.DataFrame, digits: int = 3) -> str:
 
 
 def spread(mean: float, low: float, high: float, digits: int = 3) -> str:
-    """Mean with the range over seeds, the range only where it shows."""
+    """Mean with a range beside it, the range only where it shows."""
     shown, least, most = (_number(value, digits) for value in (mean, low, high))
     return shown if least == most else f"{shown} ({least}–{most})"
 
