@@ -1,5 +1,7 @@
 """The contract of every detector."""
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import closing
 from numbers import Integral, Real
@@ -19,10 +21,14 @@ from skmrr.networks import NetworkEstimator
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector import DetectorModule
 from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
-from skmrr.nn.inference import predict_labels
+from skmrr.nn.inference import check_classifier, predict_labels
 from skmrr.nn.rows import Rows
 from skmrr.threshold import ADVERSARIAL, RiskMixin
 from skmrr.validation import check_enough, check_known, check_labels
+
+# Whether y numbers the classes as the classifier does:
+MAX_COMPARED_ROWS = 500
+LEAST_AGREEMENT = 0.5  # share of the classifier's decisions that are y
 
 
 class BaseDetector(RiskMixin, NetworkEstimator, ABC):
@@ -103,7 +109,8 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         """
         before = dict(vars(self))
         try:
-            return self._fit(X, y, labels)
+            with torch.enable_grad():
+                return self._fit(X, y, labels)
         except BaseException:
             # Interrupted or refused: what was fitted before stays whole.
             self.__dict__ = before
@@ -112,11 +119,14 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
     def _fit(self, X, y, labels):
         rows = self._read_rows(X, reset=True)
         rows.check(self.batch_size)
+        if self.classifier is not None:
+            check_classifier(self.classifier, rows, self.device)
         y = self._class_labels(y, rows)
         random_state = check_random_state(self.random_state)
         train, held_out = self._split(np.flatnonzero(y != ADVERSARIAL), random_state)
         self.classes_ = np.unique(y[train])
         held_out_labels = self._decisions(rows, labels, held_out)
+        self._warn_if_numbered_otherwise(rows, y, train)
         columns = np.searchsorted(self.classes_, y)
         statistic = self._fit_statistic(rows, columns, train, random_state)
         self.module_ = eval_but(self._new_module(statistic), self.classifier)
@@ -296,6 +306,21 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         if labels is not None:
             check_known(labels, self.classes_)
         return labels
+
+    def _warn_if_numbered_otherwise(self, rows: Rows, y: np.ndarray, train: np.ndarray) -> None:
+        """Warn if the classifier takes few clean rows for what y says."""
+        if self.classifier is None:
+            return
+        some = train[:: math.ceil(len(train) / MAX_COMPARED_ROWS)]
+        decided = predict_labels(self.classifier, rows, self.batch_size, self.device, some)
+        agreement = np.mean(decided == y[some])
+        if agreement < LEAST_AGREEMENT:
+            warnings.warn(
+                f"The classifier takes {agreement:.0%} of the rows for what y says. A detector "
+                "learns from y what clean rows of a class look like: number the classes as the "
+                "classifier does.",
+                stacklevel=5,
+            )
 
     def _class_labels(self, y, rows: Rows) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""

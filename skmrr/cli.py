@@ -40,7 +40,7 @@ class Dataset(str, Enum):
 
 
 DatasetOption = Annotated[
-    Dataset, typer.Option(help="Images and victim; all but digits need files (SKMRR_DATA).")
+    Dataset, typer.Option(help="Images and victim; all but digits need files, see the user guide.")
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds: 1, 2, … ")]
 PageOption = Annotated[
@@ -57,7 +57,7 @@ AdaptiveOption = Annotated[
     int | None, typer.Option(min=1, help="Images that attacks on victim and detector start from.")
 ]
 DetectorOption = Annotated[
-    list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
+    list[str] | None, typer.Option("--detector", help="Only the one of this name; may be given again.")
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch; all cores by default.")
@@ -140,7 +140,7 @@ _command("table1", "Attacks on the victim alone: AUC of each detector, by attack
 _command("table2", "Carlini-L2 that knows the detector: how much farther it has to go.")
 _command("transfer", "Adversarials of each network, shown to the others and to the detectors.")
 _command("peers", "All detectors: accuracy, hold against attackers who know them, cost.")
-_command("figures", "Figures 4 and 5 of the paper.")
+_command("figures", "Figures 4 and 5 of the paper that skmrr implements.")
 
 
 @bench.command("results")
@@ -152,7 +152,8 @@ def results(
     from skmrr.bench.report import assemble
 
     page = output / "results.md" if page is None else page
-    text = assemble(output, page.parent)
+    with _friendly():
+        text = assemble(output, page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     typer.echo(f"written to {page}")
@@ -199,7 +200,7 @@ def build(file: BuildArgument) -> None:
 
 @contextmanager
 def _friendly():
-    """Turn what is wrong with a file into a message."""
+    """Turn what is wrong with a file or folder into a message."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -272,7 +272,7 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         return pandas.DataFrame(
             0.0 - np.expm1(log_survivals),
             columns=self.member_names_,
-            index=getattr(X, "index", None),
+            index=X.index if isinstance(X, pandas.DataFrame) else None,
         )
 
     def _fit_statistic(self, rows, columns, train, random_state):
@@ -334,9 +334,13 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         ------
         ValueError
             If there is none, or names are not unique or hold ``"__"``.
+        TypeError
+            If they are no pairs, or hold something else than detectors.
         """
         if not self.defenders:
             raise ValueError("defenders=[] names no member; give one at least, or None.")
+        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in self.defenders):
+            raise TypeError("defenders must hold pairs: defenders=[('name', detector), …].")
         self._validate_names([name for name, _ in self.defenders])
         for _, member in self.defenders:
             detector_of(member)

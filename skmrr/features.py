@@ -11,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from skmrr.networks import NetworkEstimator
-from skmrr.nn.hooks import evaluating, find_layer, resolve_device
+from skmrr.nn.hooks import evaluating, explaining, find_layer, resolve_device
 from skmrr.nn.inference import predict_labels
 from skmrr.nn.layers import LayerFeatures
 
@@ -114,7 +114,8 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         Raises
         ------
         ValueError
-            If a layer is unknown, X holds NaN or infinity, or a value leaves `clip_values`.
+            If a layer is unknown, the model cannot take the rows, X holds NaN or infinity, or a
+            value leaves `clip_values`.
         """
         for name in self._layer_names():
             find_layer(self.model, name)
@@ -122,7 +123,9 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         device = resolve_device(self.device, self.model)
         with evaluating(self.model, device=device), torch.no_grad():
             reader = self.layer_reader()
-            parts = reader.by_layer(reader.run(rows.take([0])))
+            with explaining("The model", rows.shape):
+                outputs = reader.run(rows.take([0, 0]))
+            parts = reader.by_layer(outputs)
         self.layer_widths_ = {name: part.shape[1] for name, part in parts.items()}
         self.n_features_out_ = sum(self.layer_widths_.values())
         return self

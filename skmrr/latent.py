@@ -15,7 +15,7 @@ from skmrr.nn import densities
 from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.detector import LatentStatistic
 from skmrr.nn.exploration import Explorer, IntervalExplorer
-from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.nn.hooks import as_input, evaluating, explaining, module_device, resolve_device
 from skmrr.nn.inference import noise_tolerance
 from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
 from skmrr.nn.realignment import Realigner
@@ -287,13 +287,17 @@ class LatentDefender(BaseDetector):
                 )
         else:
             encoder = _identity(x[0].numel()) if self.module is None else self.module
-            with evaluating(encoder, device=device), torch.no_grad():
-                dim = encoder(as_input(x[:1], encoder, device)).flatten(1).shape[1]
+            with (
+                explaining("module", tuple(x.shape[1:])),
+                evaluating(encoder, device=device),
+                torch.no_grad(),
+            ):
+                dim = encoder(as_input(x[:2], encoder, device)).flatten(1).shape[1]
             latent_map = CosineMap(encoder, dim, n_classes)
         # Convolutions train about 1.5 times as fast in this layout; the values are the same.
         latent_map.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         latent_map.requires_grad_(True)
-        with evaluating(latent_map):
+        with explaining("module", tuple(x.shape[1:])), evaluating(latent_map):
             latent_map.initialise(as_input(x, latent_map, device), classes, n_classes)
         return latent_map
 
@@ -369,12 +373,12 @@ class LatentDefender(BaseDetector):
         return density.to(device)
 
 
-def _identity(dim: int) -> nn.Linear:
-    """Square linear layer that starts as the identity, in double precision as features are few."""
+def _identity(dim: int) -> nn.Sequential:
+    """Square linear map that starts as the identity, in double precision as features are few."""
     layer = nn.Linear(dim, dim, dtype=torch.float64)
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)
-    return layer
+    return nn.Sequential(nn.Flatten(), layer)
 
 
 def _balanced_sample(train: np.ndarray, columns: np.ndarray, random_state) -> np.ndarray:

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array, validate_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from skmrr.nn.rows import Rows, check_range
+from skmrr.nn.rows import Rows, check_range, warn_of_scale
 
 
 class NetworkEstimator(BaseEstimator):
@@ -68,6 +68,8 @@ class NetworkEstimator(BaseEstimator):
     def _check_array(self, X, *, reset: bool) -> np.ndarray:
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu().numpy()
+        elif isinstance(X, list | tuple):
+            X = np.asarray(X)
         if getattr(X, "ndim", 2) > 2:
             X = check_array(X, allow_nd=True, estimator=self, input_name="X")
             if reset:
@@ -76,6 +78,8 @@ class NetworkEstimator(BaseEstimator):
             X = validate_data(self, X, reset=reset)
         if self.clip_values is not None:
             check_range(float(X.min()), float(X.max()), self.clip_values)
+            if reset:
+                warn_of_scale(float(X.min()), float(X.max()), self.clip_values)
         return X
 
 

@@ -53,7 +53,9 @@ def check_enough(n_rows: int, security_parameter: float, n_samples: int) -> None
     needed = math.ceil(1 / security_parameter - 1e-9) - 1
     if n_rows < needed:
         raise ValueError(
-            f"Too few calibration rows: {n_rows} (of n_samples={n_samples}) cannot promise "
-            f"security_parameter={security_parameter}, which takes at least {needed}. "
-            "Give more rows, or raise security_parameter or calibration_fraction."
+            f"Too few calibration rows: {n_rows} of n_samples={n_samples} would set the threshold, "
+            f"but security_parameter={security_parameter} takes at least {needed}. Give "
+            f"{math.ceil(n_samples * needed / max(n_rows, 1))} rows, better many more, or raise "
+            "security_parameter; in fit raise calibration_fraction, or set it to 0 and call "
+            "calibrate with other rows."
         )

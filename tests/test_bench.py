@@ -493,6 +493,13 @@ def test_results_are_joined(frame, tmp_path, monkeypatch):
     assert "](../results/table1-digits/a_curve.png)" in page.read_text("utf-8")
 
 
+def test_results_of_nothing_say_what_to_run(tmp_path):
+    outcome = CliRunner().invoke(app, ["bench", "results", "--output", str(tmp_path)])
+    assert outcome.exit_code == 2
+    assert "There is no report" in outcome.output
+    assert not (tmp_path / "results.md").exists()
+
+
 def test_the_command_written_down_can_be_run_again(small_run):
     """Names of detectors hold spaces."""
     home = small_run("table1", "max-softmax", "feature squeezing")

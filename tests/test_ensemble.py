@@ -1,6 +1,8 @@
+import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import combine_pvalues, hmean
@@ -156,6 +158,15 @@ def test_member_risks_name_who_raised_the_alarm(fitted, digits):
     assert risks.shape == (len(X), 5)
     assert risks.min(axis=None) >= 0
     assert risks.max(axis=None) <= 1
+
+
+def test_member_risks_of_a_tensor_and_of_a_frame(fitted, digits):
+    X = digits[0][:3]
+    expected = fitted.member_risks(X)
+    pd.testing.assert_frame_equal(fitted.member_risks(torch.as_tensor(X)), expected)
+    frame = pd.DataFrame(X.reshape(3, -1), index=list("abc"))
+    of_flat_rows = copy.copy(fitted).set_params(input_shape=(1, 8, 8))
+    pd.testing.assert_frame_equal(of_flat_rows.member_risks(frame), expected.set_axis(frame.index))
 
 
 def test_fused_score_follows_from_member_risks(fitted, digits):
@@ -450,6 +461,7 @@ def test_a_pipeline_may_end_in_an_ensemble(net, digits):
     ("params", "error", "message"),
     [
         ({"defenders": []}, ValueError, "names no member"),
+        ({"defenders": [LatentDefender()]}, TypeError, "must hold pairs"),
         ({"defenders": [("a", StandardScaler())]}, TypeError, "detector of skmrr"),
         ({"defenders": [("a", LatentDefender())] * 2}, ValueError, "not unique"),
         ({"defenders": [("a", FrozenEstimator(LatentDefender()))]}, NotFittedError, "not fitted"),

@@ -59,6 +59,11 @@ def test_unknown_layer_names_those_there_are(net, digits):
         FeatureExtractor(net, "fc9").fit(digits[0])
 
 
+def test_rows_that_the_model_cannot_take_name_the_cure(net, digits):
+    with pytest.raises(ValueError, match=r"model cannot take rows of shape \(64,\): .*input_shape"):
+        FeatureExtractor(net, "4").fit(digits[0].reshape(-1, 64))
+
+
 def test_layer_outside_the_forward_pass(digits, make_net):
     net = make_net()
     net.unused = nn.Identity()

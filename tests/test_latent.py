@@ -386,6 +386,92 @@ def test_bad_input_to_fit_names_the_cure(net, digits, case):
         defender.fit(X, y)
 
 
+NO_ROWS = {
+    "flat": lambda X: X.reshape(len(X), -1),
+    "no channel": lambda X: X[:, 0],
+    "channel last": lambda X: X.transpose(0, 2, 3, 1),
+}
+
+
+@pytest.mark.parametrize("where", ["classifier", "module"])
+@pytest.mark.parametrize("case", NO_ROWS)
+def test_rows_that_a_network_cannot_take_name_the_cure(net, digits, case, where):
+    params = {"classifier": net} if where == "classifier" else {"module": replicate(net)}
+    with pytest.raises(ValueError, match=rf"(?s){where} cannot take rows.*input_shape"):
+        LatentDefender(**params).fit(NO_ROWS[case](digits[0]), digits[1])
+
+
+class Wrapped(nn.Module):
+    """A network whose logits something is made of, and a linear layer without a part."""
+
+    def __init__(self, net, make=lambda logits: logits):
+        super().__init__()
+        self.net, self.make, self.idle = net, make, nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.make(self.net(x))
+
+
+def test_a_classifier_must_return_logits(net, digits):
+    with pytest.raises(TypeError, match="returns a tuple; wrap it"):
+        LatentDefender(classifier=Wrapped(net, lambda z: (z, z))).fit(*digits)
+    with pytest.raises(ValueError, match=r"returns shape \(2,\) for two rows"):
+        LatentDefender(classifier=Wrapped(net, lambda z: z.amax(1))).fit(*digits)
+
+
+def test_a_last_linear_layer_without_a_part_is_named(net, digits):
+    with pytest.raises(ValueError, match="Linear.*takes no part.*layer="):
+        LatentDefender(replicate(Wrapped(net))).fit(*digits)
+
+
+def test_y_numbered_otherwise_than_the_classifier_is_told(net, digits):
+    X, y = digits
+    defender = LatentDefender(classifier=net, realign=False)
+    with pytest.warns(UserWarning, match="number the classes as the classifier does"):
+        defender.fit(X, (y + 1) % 10)
+
+
+def test_a_range_of_which_little_is_used_is_told(digits):
+    X, y = digits
+    with pytest.warns(UserWarning, match="of the declared clip_values"):
+        LatentDefender(realign=False, clip_values=(0, 255)).fit(X, y)
+
+
+def test_images_need_no_module(digits):
+    X, y = digits
+    scores = LatentDefender(max_epochs=1, random_state=0).fit(X, y).score_samples(X)
+    flat = X.reshape(len(X), -1)
+    expected = LatentDefender(max_epochs=1, random_state=0).fit(flat, y).score_samples(flat)
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_rows_may_be_nested_lists(defender, digits):
+    X = digits[0][:3]
+    expected = defender.score_samples(X)
+    np.testing.assert_allclose(defender.score_samples(X.tolist()), expected, rtol=1e-5)
+    np.testing.assert_array_equal(defender.score_samples(list(X)), expected)
+
+
+def test_fit_trains_where_gradients_are_off(net, digits):
+    X, y = digits[0][:400], digits[1][:400]
+    defender = LatentDefender(replicate(net), max_epochs=1, random_state=0, security_parameter=0.1)
+    expected = clone(defender).fit(X, y).score_samples(X)
+    with torch.no_grad():
+        defender.fit(X, y)
+    np.testing.assert_array_equal(defender.score_samples(X), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_replica_keeps_its_networks_precision(net, digits, dtype):
+    X, y = digits[0][:400], digits[1][:400]
+    network = copy.deepcopy(net).to(dtype)
+    defender = LatentDefender(
+        replicate(network), classifier=network, max_epochs=1, security_parameter=0.1
+    )
+    assert {p.dtype for p in defender.fit(X, y).module_.parameters()} == {dtype}
+    assert np.isfinite(defender.score_samples(X)).all()
+
+
 def test_a_decision_for_an_unseen_class_is_found_before_training(net, digits, monkeypatch):
     X, y = digits
     monkeypatch.setattr(LatentDefender, "_fit_statistic", None)  # would raise a TypeError
@@ -405,7 +491,7 @@ def test_bad_labels_when_scoring(defender, digits):
 
 
 def test_too_few_rows_to_calibrate(defender, digits):
-    with pytest.raises(ValueError, match="takes at least 99"):
+    with pytest.raises(ValueError, match="takes at least 99. Give 99 rows"):
         copy.copy(defender).calibrate(digits[0][:98])
 
 

@@ -306,6 +306,14 @@ def test_what_cannot_be_measured_is_refused_before_any_scoring(case, change, mes
     assert not detector.calls
 
 
+def test_what_is_no_mapping_is_refused(case):
+    with pytest.raises(TypeError, match="mapping of names to detectors"):
+        evaluate(case, detectors=Known())
+    for attacks in (case.attacks["few"], {"few": case.attacks["few"].X}):
+        with pytest.raises(TypeError, match="mapping of names to skmrr.evaluation.Successes"):
+            evaluate(case, attacks=attacks)
+
+
 def test_classes_that_do_not_fit_are_refused(case):
     case.y = case.y[:-1]
     with pytest.raises(ValueError, match="y has 199 entries but X has 200"):

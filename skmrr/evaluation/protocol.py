@@ -68,6 +68,8 @@ def evaluate_detection(
     ValueError
         If there is no detector, no attack or no success at all, the rows of an attack are not rows
         of X or are misclassified without it, or y does not fit.
+    TypeError
+        If `detectors` or `attacks` are no such mappings.
 
     References
     ----------
@@ -95,6 +97,8 @@ def evaluate_detection(
     ['clean', 'clean, victim right', 'clean, victim wrong', 'negative']
     """
     check_pandas_support("evaluate_detection")
+    if not isinstance(detectors, Mapping):
+        raise TypeError("detectors must be a mapping of names to detectors: {'name': detector}.")
     if not detectors or not attacks:
         raise ValueError("evaluate_detection needs one detector and one attack at least.")
     y = check_labels(y, len(X), "y")

@@ -42,7 +42,14 @@ class Successes:
 
 
 def check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> None:
-    """Raise a ValueError unless attacks began from rows that the victim gets right."""
+    """Raise an error unless attacks are successes on rows that the victim gets right."""
+    if not isinstance(attacks, Mapping) or not all(
+        isinstance(attack, Successes) for attack in attacks.values()
+    ):
+        raise TypeError(
+            "attacks must be a mapping of names to skmrr.evaluation.Successes, which know the row "
+            "of X that each adversarial was made from."
+        )
     if not any(len(attack.X) for attack in attacks.values()):
         raise ValueError("No attack has a success to detect; attack more rows, or harder.")
     for name, attack in attacks.items():

@@ -106,6 +106,18 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def explaining(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn what torch says of rows that a network cannot take into a ValueError with a cure."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} cannot take rows of shape {shape}: {error}. Give X as the network was trained "
+            "on it (images mostly as channels, height, width), or input_shape for flat rows."
+        ) from error
+
+
 def module_device(module: nn.Module) -> torch.device:
     """Device of the first parameter or buffer of `module`; the CPU if it has none."""
     for tensor in (*module.parameters(), *module.buffers()):

@@ -4,10 +4,40 @@ import numpy as np
 import torch
 from torch import nn
 
-from skmrr.nn.hooks import as_input, evaluating, resolve_device
+from skmrr.nn.hooks import as_input, evaluating, explaining, resolve_device
 from skmrr.nn.rows import Rows
 
 TOLERANCE_HALVINGS = 10  # to within a thousandth of the range of values
+
+
+def check_classifier(classifier: nn.Module, rows: Rows, device="auto") -> None:
+    """Try a classifier on two rows.
+
+    Raises
+    ------
+    TypeError
+        If it does not return a tensor.
+    ValueError
+        If it cannot take the rows, or returns no logits.
+    """
+    device = resolve_device(device, classifier)
+    x = rows.take([0, 0])  # one image without its channel would pass for a batch of one
+    with (
+        explaining("The classifier", rows.shape),
+        evaluating(classifier, device=device),
+        torch.no_grad(),
+    ):
+        logits = classifier(as_input(x, classifier, device))
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"The classifier returns a {type(logits).__name__}; wrap it in a module that returns "
+            "the logits alone, shape (n_rows, n_classes)."
+        )
+    if logits.ndim != 2 or len(logits) != 2:
+        raise ValueError(
+            f"The classifier returns shape {tuple(logits.shape)} for two rows; wrap it in a module "
+            "that returns logits, shape (n_rows, n_classes)."
+        )
 
 
 def predict_labels(

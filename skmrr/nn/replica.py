@@ -60,7 +60,7 @@ class Replica(LatentMap):
             find_layer(network, layer)
         self.network = copy.deepcopy(network)
         self.layer = layer
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.zeros((), dtype=module_dtype(network, torch.float32)))
 
     def features_and_logits(self, x):
         """Run the copy once, normalising at the checkpoint on the way."""
@@ -108,15 +108,32 @@ class Replica(LatentMap):
 
 
 def run_changing(network: nn.Module, x: Tensor, layer: nn.Module, change, *, at_input: bool):
-    """Run a network in which the input or the output of a layer goes through `change`."""
-    if at_input:
-        handle = layer.register_forward_pre_hook(lambda module, inputs: (change(inputs[0]),))
-    else:
-        handle = layer.register_forward_hook(lambda module, inputs, output: change(output))
+    """Run a network in which the input or the output of a layer goes through `change`.
+
+    Raises
+    ------
+    ValueError
+        If the layer has no part in the pass.
+    """
+    n_calls = 0
+
+    def at_layer(module, inputs, output=None):
+        nonlocal n_calls
+        n_calls += 1
+        return (change(inputs[0]),) if at_input else change(output)
+
+    register = layer.register_forward_pre_hook if at_input else layer.register_forward_hook
+    handle = register(at_layer)
     try:
-        return network(x)
+        result = network(x)
     finally:
         handle.remove()
+    if n_calls == 0:
+        raise ValueError(
+            f"{layer} takes no part in the network's forward pass; name a layer that does with "
+            "layer='…'."
+        )
+    return result
 
 
 class CosineMap(LatentMap):

@@ -1,11 +1,14 @@
 """Rows of an array, tensor or dataset, read batch by batch."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+SMALL_PART = 0.02  # less of the declared range is another scale: 0 to 1, say, of 0 to 255
 
 
 class Rows:
@@ -123,4 +126,15 @@ def check_range(lowest: float, highest: float, clip_values) -> None:
         raise ValueError(
             f"X spans [{lowest:g}, {highest:g}], outside the declared clip_values=({low:g}, "
             f"{high:g}); rescale X (8-bit pixels: divide by 255) or correct clip_values."
+        )
+
+
+def warn_of_scale(lowest: float, highest: float, clip_values) -> None:
+    """Warn if [lowest, highest] is so small a part of the declared range that it looks wrong."""
+    low, high = clip_values
+    if highest - lowest < SMALL_PART * (high - low):
+        warnings.warn(
+            f"X spans [{lowest:g}, {highest:g}] alone, of the declared clip_values=({low:g}, "
+            f"{high:g}); if its pixels are on another scale, correct clip_values.",
+            stacklevel=2,
         )
