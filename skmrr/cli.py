@@ -57,7 +57,7 @@ AdaptiveOption = Annotated[
     int | None, typer.Option(min=1, help="Images that attacks on victim and detector start from.")
 ]
 DetectorOption = Annotated[
-    list[str] | None, typer.Option("--detector", help="Only the one of this name; may be given again.")
+    list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch; all cores by default.")
