@@ -27,7 +27,7 @@ from skmrr.threshold import ADVERSARIAL, RiskMixin
 from skmrr.validation import check_enough, check_known, check_labels
 
 # Whether y numbers the classes as the classifier does:
-MAX_COMPARED_ROWS = 500
+MAX_COMPARED_ROWS = 500  # where none are held out
 LEAST_AGREEMENT = 0.5  # share of the classifier's decisions that are y
 
 
@@ -125,13 +125,18 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         random_state = check_random_state(self.random_state)
         train, held_out = self._split(np.flatnonzero(y != ADVERSARIAL), random_state)
         self.classes_ = np.unique(y[train])
-        held_out_labels = self._decisions(rows, labels, held_out)
-        self._warn_if_numbered_otherwise(rows, y, train)
+        asked = held_out if len(held_out) else train[:: math.ceil(len(train) / MAX_COMPARED_ROWS)]
+        decided = self._decisions(rows, labels, asked)
+        if decided is not None:
+            if len(held_out):
+                check_known(decided, self.classes_)  # before any training is lost
+            if self.classifier is not None:
+                _warn_if_numbered_otherwise(y[asked], decided)
         columns = np.searchsorted(self.classes_, y)
         statistic = self._fit_statistic(rows, columns, train, random_state)
         self.module_ = eval_but(self._new_module(statistic), self.classifier)
         if len(held_out):
-            self._calibrate(rows, held_out_labels, held_out)
+            self._calibrate(rows, decided, held_out)
         return self
 
     def calibrate(self, X, *, labels=None):
@@ -297,30 +302,13 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
             check_known(labels, self.classes_)
         return rows, labels
 
-    def _decisions(self, rows: Rows, labels, held_out: np.ndarray) -> np.ndarray | None:
-        """Classifier's decisions for the rows to calibrate on, before any training is lost."""
+    def _decisions(self, rows: Rows, labels, indices: np.ndarray) -> np.ndarray | None:
+        """Classifier's decisions for the rows at `indices`: those given, or asked for, or None."""
         if labels is not None:
-            labels = check_labels(labels, len(rows), "labels")[held_out]
-        elif self.classifier is not None and len(held_out):
-            labels = predict_labels(self.classifier, rows, self.batch_size, self.device, held_out)
-        if labels is not None:
-            check_known(labels, self.classes_)
-        return labels
-
-    def _warn_if_numbered_otherwise(self, rows: Rows, y: np.ndarray, train: np.ndarray) -> None:
-        """Warn if the classifier takes few clean rows for what y says."""
+            return check_labels(labels, len(rows), "labels")[indices]
         if self.classifier is None:
-            return
-        some = train[:: math.ceil(len(train) / MAX_COMPARED_ROWS)]
-        decided = predict_labels(self.classifier, rows, self.batch_size, self.device, some)
-        agreement = np.mean(decided == y[some])
-        if agreement < LEAST_AGREEMENT:
-            warnings.warn(
-                f"The classifier takes {agreement:.0%} of the rows for what y says. A detector "
-                "learns from y what clean rows of a class look like: number the classes as the "
-                "classifier does.",
-                stacklevel=5,
-            )
+            return None
+        return predict_labels(self.classifier, rows, self.batch_size, self.device, indices)
 
     def _class_labels(self, y, rows: Rows) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""
@@ -331,3 +319,15 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         if y is None:
             y = np.zeros(len(rows), dtype=np.int64)
         return check_labels(y, len(rows), "y")
+
+
+def _warn_if_numbered_otherwise(y: np.ndarray, decided: np.ndarray) -> None:
+    """Warn if the classifier takes few clean rows for what y says."""
+    agreement = np.mean(decided == y)
+    if agreement < LEAST_AGREEMENT:
+        warnings.warn(
+            f"The classifier takes {agreement:.0%} of the rows for what y says. A detector learns "
+            "from y what clean rows of a class look like: number the classes as the classifier "
+            "does.",
+            stacklevel=5,
+        )

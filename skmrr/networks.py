@@ -77,9 +77,10 @@ class NetworkEstimator(BaseEstimator):
         else:
             X = validate_data(self, X, reset=reset)
         if self.clip_values is not None:
-            check_range(float(X.min()), float(X.max()), self.clip_values)
+            lowest, highest = float(X.min()), float(X.max())
+            check_range(lowest, highest, self.clip_values)
             if reset:
-                warn_of_scale(float(X.min()), float(X.max()), self.clip_values)
+                warn_of_scale(lowest, highest, self.clip_values)
         return X
 
 

@@ -415,7 +415,7 @@ def test_success_of_all_seeds_is_pooled():
     assert pooled["high"].iloc[0] == pytest.approx(1 - 0.025 ** (1 / 40))
     costs = {"fit_seconds": [12.345], "score_cost": [2.34], "megabytes": [0.123]}
     table = pd.DataFrame(costs, index=pd.Index(["a"], name="detector"))
-    shown = with_intervals(table, frame).loc["a"]
+    shown = with_intervals(table, pooled).loc["a"]
     assert shown["SR@5, ε 0.1"] == ".00 (.00–.09)"
     assert shown["SR@5, ε 0.2"] == ".60 (.43–.75)"
     assert shown["fit_seconds"] == "12"

@@ -454,6 +454,28 @@ def test_a_pipeline_may_end_in_an_ensemble(net, digits):
     assert np.mean(flow.fit(X[:1200], y[:1200]).predict(X[1200:]) == 1) > 0.8
 
 
+@pytest.mark.slow
+def test_few_calibration_rows_promise_more_than_they_catch(net, digits):
+    """The user guide quotes what this prints."""
+    X, y = digits
+    x, labels = torch.as_tensor(X[1450:]).requires_grad_(), torch.as_tensor(y[1450:])
+    logits = net(x)
+    nn.functional.cross_entropy(logits, labels).backward()
+    moved = (x + 0.1 * x.grad.sign()).clamp(0, 1).detach()
+    broken = (logits.argmax(1) == labels) & (net(moved).argmax(1) != labels)
+    ensemble = MRREnsemble(net, clip_values=(0, 1), calibration_fraction=0, random_state=0)
+    ensemble.fit(X[:1000], y[:1000])
+    caught = {0.01: [], 0.05: []}
+    for seed in range(6):  # which half of the rows sets the threshold
+        ensemble.set_params(random_state=seed).calibrate(X[1000:1450])
+        scores = ensemble.score_samples(moved[broken])
+        for sp, shares in caught.items():
+            shares.append(float((scores < np.log(sp)).mean()))
+    print(int(broken.sum()), {sp: np.round(shares, 3).tolist() for sp, shares in caught.items()})
+    assert np.ptp(caught[0.01]) > 2 * np.ptp(caught[0.05])
+    assert min(caught[0.05]) > max(min(caught[0.01]), 0.5)
+
+
 # Bad input
 
 

@@ -59,7 +59,8 @@ def peers(
     frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)
-    table = frames["peers"] = peers_table(frames)
+    pooled = pooled_success(frames["adaptive"])
+    table = frames["peers"] = peers_table(frames, pooled)
     text = (
         "AUC and share caught are means over all attacks on the victim alone; *least* is the "
         "worst attack at its worst strength. SR@5: share of images that attackers who know the "
@@ -67,7 +68,7 @@ def peers(
         f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
         "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
         "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
-        + markdown(with_intervals(table, frames["adaptive"]))
+        + markdown(with_intervals(table, pooled))
     )
     return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
 
@@ -90,15 +91,15 @@ def adaptive_success(
     return success[success["attack"] == WORST].reset_index(drop=True)
 
 
-def peers_table(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row a detector."""
+def peers_table(frames: dict[str, pd.DataFrame], pooled: pd.DataFrame) -> pd.DataFrame:
+    """One row a detector; its success rates are those of `pooled_success`."""
     detection = frames["detection"]
     per_attack = detection[detection["attack"] != WORST]
     means = per_attack.groupby("detector", sort=False)[["auc", "tpr_0.01", "tpr_0.05"]].mean()
     by_attack = per_attack.groupby(["detector", "attack"], sort=False)["auc"].mean()
     least = by_attack.groupby("detector", sort=False).min().rename("least auc")
     worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
-    success = pooled_success(frames["adaptive"])["success_rate"].unstack("eps")
+    success = pooled["success_rate"].unstack("eps")
     success.columns = [success_column(eps) for eps in success.columns]
     if "bounds" in frames:
         bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
@@ -120,9 +121,8 @@ def pooled_success(adaptive: pd.DataFrame) -> pd.DataFrame:
     return pooled.assign(success_rate=pooled["hits"] / pooled["n_rows"], low=low, high=high)
 
 
-def with_intervals(table: pd.DataFrame, adaptive: pd.DataFrame) -> pd.DataFrame:
+def with_intervals(table: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     """Table as shown: success rates with their intervals, costs in round numbers."""
-    pooled = pooled_success(adaptive)
     shown = pooled.apply(
         lambda row: spread(row["success_rate"], row["low"], row["high"], 2), axis=1
     )
