@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
 from skmrr.bench import figures, report, sizes, transfer, victims
+from skmrr.bench.detection import draw_cost
 from skmrr.bench.networks import build_digits
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
@@ -419,6 +420,16 @@ def test_success_of_all_seeds_is_pooled():
     assert shown["SR@5, ε 0.1"] == ".00 (.00–.09)"
     assert shown["SR@5, ε 0.2"] == ".60 (.43–.75)"
     assert shown["fit_seconds"] == "12"
+
+
+def test_cost_is_drawn_of_perfect_detectors_too():
+    detection = pd.DataFrame({"detector": ["a", "b"], "attack": "FGSM", "auc": [1.0, 0.0]})
+    cost = pd.DataFrame({"detector": ["a", "b"], "score_cost": [2.0, 3.0]})
+    (ax,) = draw_cost({"detection": detection, "cost": cost}).axes
+    low, high = ax.get_ylim()
+    drawn = ax.collections[0].get_offsets()[:, 1]
+    assert np.all((low < drawn) & (drawn < high))
+    plt.close("all")
 
 
 def test_table2_of_prior_art(small_run):

@@ -27,6 +27,7 @@ from skmrr.threshold import ADVERSARIAL
 
 Progress = Callable[[str], None]
 TABLE1_SP = (0.01, 0.05)
+HIGHEST_DRAWN = 0.9999  # a logit axis has no place for 0 and 1
 
 
 def problem_of(name: str, seed: int, memory: joblib.Memory, sizes: Sizes) -> Problem:
@@ -229,12 +230,18 @@ def draw_roc(outcome: DetectionEvaluation, title: str):
 
 
 def draw_cost(frames: dict[str, pd.DataFrame]):
-    """Draw mean AUC against the cost of scoring."""
+    """Draw mean AUC, on a scale that widens towards 1, against the cost of scoring."""
+    from matplotlib import pyplot as plt
+
     detection = frames["detection"]
     auc = detection[detection["attack"] != WORST].groupby("detector", sort=False)["auc"].mean()
     cost = frames["cost"].groupby("detector", sort=False)["score_cost"].mean()
-    frame = pd.concat([auc, cost], axis=1).reset_index()
-    return CostDisplay.from_frame(frame).figure_
+    frame = pd.concat([auc.clip(1 - HIGHEST_DRAWN, HIGHEST_DRAWN), cost], axis=1).reset_index()
+    figure, ax = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    ax.set_yscale("logit", one_half="0.5")
+    ax.yaxis.set_major_formatter("{x:g}")
+    CostDisplay.from_frame(frame, ax=ax)
+    return figure
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
