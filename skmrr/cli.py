@@ -56,6 +56,9 @@ AttackedOption = Annotated[
 AdaptiveOption = Annotated[
     int | None, typer.Option(min=1, help="Images that attacks on victim and detector start from.")
 ]
+EffortOption = Annotated[
+    int, typer.Option(min=1, help="Times the steps of attacks on victim and detector.")
+]
 DetectorOption = Annotated[
     list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
 ]
@@ -67,7 +70,9 @@ SubmissionArgument = Annotated[Path, typer.Argument(help="Submission, an .npz fi
 BuildArgument = Annotated[Path, typer.Argument(help="File to write, of type .safetensors.")]
 
 
-def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detectors, threads):
+def _run(
+    measure: str, dataset, seeds, output, quick, attacked, adaptive, effort, detectors, threads
+):
     """Run one measurement and write its report."""
     from skmrr.bench import adaptive as table2_of
     from skmrr.bench import detection, report, transfer
@@ -87,7 +92,9 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
             f"{measure} of {name} has no detector {', '.join(unknown)}; "
             f"there {'are: ' + ', '.join(known) if known else 'is nothing to choose'}."
         )
-    sizes = QUICK if quick else SIZES[name]
+    if effort > 1 and measure not in ("table2", "peers"):
+        raise typer.BadParameter(f"No attack of {measure} knows the detector: leave out --effort.")
+    sizes = (QUICK if quick else SIZES[name]).with_effort(effort)
     changes = {"n_attacked": attacked, "n_adaptive": adaptive, "n_carlini": adaptive}
     sizes = dataclasses.replace(
         sizes, **{key: value for key, value in changes.items() if value is not None}
@@ -113,6 +120,12 @@ def _run(measure: str, dataset, seeds, output, quick, attacked, adaptive, detect
         outcome = measures[measure](
             name, numbers, memory, sizes, names=detectors or None, progress=progress
         )
+    if effort > 1:
+        outcome = dataclasses.replace(
+            outcome,
+            name=f"{outcome.name}-effort{effort}",
+            title=f"{outcome.title}, {effort} times the steps",
+        )
     home = report.write(outcome, output, origin)
     typer.echo((home / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"written to {home}")
@@ -128,10 +141,14 @@ def _command(measure: str, text: str):
         quick: QuickOption = False,
         attacked: AttackedOption = None,
         adaptive: AdaptiveOption = None,
+        effort: EffortOption = 1,
         detectors: DetectorOption = None,
         threads: ThreadsOption = None,
     ) -> None:
-        _run(measure, dataset, seeds, output, quick, attacked, adaptive, detectors, threads)
+        _run(
+            *(measure, dataset, seeds, output, quick),
+            *(attacked, adaptive, effort, detectors, threads),
+        )
 
     bench.command(measure, help=text)(command)
 

@@ -347,12 +347,14 @@ def small_run(tmp_path_factory):
         patch.setattr(transfer, "TRANSFER_KINDS", ("FGSM",))
         patch.setattr(victims, "train", hasty)
 
-        def run(measure, *detectors):
+        def run(measure, *detectors, effort=1):
             chosen = [word for name in detectors for word in ("--detector", name)]
+            if effort > 1:
+                chosen += ["--effort", str(effort)]
             options = ["--quick", "--seeds", "1", "--attacked", "12", "--adaptive", "2"]
             words = ["bench", measure, *options, "--output", folder, "--threads", "1", *chosen]
             printed = succeed(patch, *words)
-            home = folder / f"{measure}-digits"
+            home = folder / f"{measure}-digits{f'-effort{effort}' * (effort > 1)}"
             assert (home / "report.md").read_text("utf-8") in printed
             assert f"written to {home}" in printed
             return home
@@ -443,6 +445,14 @@ def test_table2_of_prior_art(small_run):
     assert (beside_the_victim["l2"] >= beside_the_victim["l2_alone"]).all()
 
 
+def test_more_effort_is_another_report(small_run):
+    once, thrice = (small_run("table2", "APE-GAN", effort=effort) for effort in (1, 3))
+    assert "3 times the steps" in (thrice / "report.md").read_text("utf-8")
+    assert "× 15 steps" in (thrice / "report.md").read_text("utf-8")
+    light, hard = (pd.read_csv(home / "images.csv")["l2"] for home in (once, thrice))
+    assert hard.mean() < light.mean()
+
+
 def test_transfer_between_networks(small_run):
     home = small_run("transfer", "energy")
     matrix = pd.read_csv(home / "matrix.csv")
@@ -527,6 +537,7 @@ def test_the_command_written_down_can_be_run_again(small_run):
         (["bench", "table1", "--detector", "k-nn"], "k-NN"),
         (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "certified"),
         (["bench", "figures", "--detector", "energy"], "nothing"),
+        (["bench", "transfer", "--effort", "2"], "knows the detector"),
     ],
 )
 def test_what_cannot_be_run_is_told(monkeypatch, words, shown):

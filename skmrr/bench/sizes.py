@@ -1,6 +1,6 @@
 """How large a run is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skmrr.bench.problems import KINDS, MODERN
 
@@ -28,6 +28,14 @@ class Sizes:
     """Images whose scoring is timed."""
     quick: bool = False
     """Whether everything is trained for a moment only."""
+
+    def with_effort(self, factor: int) -> "Sizes":
+        """Sizes with so many times the steps of attacks that know the detector."""
+        return replace(
+            self,
+            adaptive_steps=factor * self.adaptive_steps,
+            carlini_steps=factor * self.carlini_steps,
+        )
 
 
 SIZES = {
