@@ -88,14 +88,14 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
     if problem.name == "imagenette":
         shared["batch_size"] = 8
     detectors = _ours(problem, shared, quick) | _trained_rivals(problem, shared, quick)
-    layers, own = LAYERS[problem.name], RIVALS.get(problem.name, {})
+    layers, own = LAYERS[problem.name], RIVALS[problem.name]
     # The shallower peers fit by looking at the training rows once.
     return detectors | {
         "Mahalanobis": MahalanobisDetector(layer=layers, **shared),
         "LID": LIDDetector(layer=layers, **shared, **own.get("LID", {})),
         "kernel density": KernelDensityDetector(**shared),
         "k-NN": NearestNeighborsDetector(**shared),
-        "feature squeezing": FeatureSqueezingDetector(**shared),
+        "feature squeezing": FeatureSqueezingDetector(**shared, **own["feature squeezing"]),
         "max-softmax": MaxSoftmaxDetector(**shared),
         "energy": EnergyDetector(**shared),
     }
@@ -106,24 +106,36 @@ LAYERS = {
     "digits": ["1", "3", "7"],
     "mnist": ["2", "5", "8", "11"],
     "cifar10": ["layer1", "layer2", "layer3"],
-    "imagenette": ["features"],
+    "imagenette": [*(f"features.network._blocks.{n}" for n in (2, 4, 10, 14)), "features"],
 }
 # Trained from scratch as published, where that is cheap. On colour images finer noise and weaker
-# attacks; on tiny ones a discriminator with less say, or the generator learns nothing else.
+# attacks. A discriminator with the paper's say leaves a generator of tiny or colour images nothing
+# else to learn. Squeezers are those of the paper for each data set.
 RIVALS: dict[str, dict[str, dict]] = {
     "digits": {
         "Efficient Defenses": {"from_scratch": True, "max_epochs": 60},
         "APE-GAN": {"adversarial_weight": 0.05, "max_epochs": 30},
+        "feature squeezing": {"bit_depth": 1},
     },
-    "mnist": {"Efficient Defenses": {"from_scratch": True, "max_epochs": 15}},
+    "mnist": {
+        "Efficient Defenses": {"from_scratch": True, "max_epochs": 15},
+        "feature squeezing": {"bit_depth": 1},
+    },
     "cifar10": {
         "MagNet": {"noise_scale": 0.025, "max_epochs": 15, "learning_rate": 3e-3},
         "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
         "APE-GAN": {"eps": 8 / 255, "max_epochs": 2},
+        "feature squeezing": {"non_local_means": (13, 3, 2)},
     },
     "imagenette": {
-        "MagNet": {"noise_scale": 0.025, "max_epochs": 5, "training_batch_size": 32},
+        "MagNet": {
+            "noise_scale": 0.025,
+            "max_epochs": 3,
+            "learning_rate": 3e-3,
+            "training_batch_size": 4,
+        },
         "LID": {"pooling": "mean"},
+        "feature squeezing": {"non_local_means": (11, 3, 4)},
     },
 }
 
@@ -267,8 +279,8 @@ def _trained_rivals(problem: Problem, shared: dict, quick: bool) -> dict[str, Ba
         "Efficient Defenses": EfficientDefensesDetector,
         "APE-GAN": APEGANDetector,
     }
-    own = RIVALS.get(problem.name, {})
-    if problem.name == "cifar10":
+    own = RIVALS[problem.name]
+    if problem.X_fit.shape[1] == 3:
         own = own | {"MagNet": {"autoencoder": _drawn(build_colour_autoencoder), **own["MagNet"]}}
     short = {"max_epochs": 1} if quick else {}
     return {
