@@ -5,10 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 
 from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
-from skmrr.attacks import LagrangianPGD, OrthogonalPGD, SelectivePGD, Transfer, adaptive_suite
-from skmrr.evaluation import evaluate_adaptive, evasion_cost, flag_rates
+from skmrr.attacks import (
+    AttackResult,
+    LagrangianPGD,
+    OrthogonalPGD,
+    SelectivePGD,
+    Transfer,
+    adaptive_suite,
+)
+from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost, flag_rates
+from skmrr.evaluation.adaptive import _cost
 
 EPS = (0.05, 0.15, 0.3)
 
@@ -240,6 +249,51 @@ def test_what_is_missing_is_named(explored, fresh, params, message):
     broken = copy.copy(explored).set_params(**params)
     with pytest.raises(ValueError, match=message):
         evaluate_adaptive(broken, *fresh, eps=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x - 0.5).sign() * -0.2 + x, "beyond eps=0.1"),
+        (lambda x: x + 0.05, "left the range"),
+    ],
+)
+def test_attacks_that_leave_the_ball_are_refused(explored, fresh, change, message):
+    def attack(network, x, labels, **params):
+        everywhere = torch.ones(len(x), dtype=torch.bool)
+        return AttackResult(change(x), everywhere, torch.zeros(len(x)))
+
+    with pytest.raises(ValueError, match=message):
+        evaluate_adaptive(explored, *fresh, eps=[0.1], attacks={"own": attack})
+
+
+def test_l2_distortions_are_l2(explored, fresh):
+    attack = SelectivePGD(steps=10, norm="l2", n_targets=2)
+    outcome = evaluate_adaptive(
+        explored, fresh[0][:20], fresh[1][:20], eps=[4.0], security_parameters=[0.01],
+        attacks={"l2": attack},
+    )  # fmt: skip
+    worst = outcome.worst[4.0, 0.01]
+    change = worst.adversarial - torch.as_tensor(fresh[0][outcome.rows])
+    assert worst.success.any()
+    torch.testing.assert_close(
+        worst.distortion[worst.success], change.flatten(1).norm(dim=1)[worst.success]
+    )
+
+
+def test_not_calibrated_is_told_before_any_attack(net, digits, fresh):
+    X, y = digits
+    shared = {"classifier": net, "clip_values": (0, 1), "calibration_fraction": 0}
+    detector = NoiseDefender(**shared).fit(X[:500], y[:500])
+    for measure in (evaluate_adaptive, certified_success_rate):
+        with pytest.raises(NotFittedError, match="call calibrate"):
+            measure(detector, *fresh, eps=[0.1])
+
+
+def test_the_median_of_two_lies_between_them():
+    distortion = torch.tensor([1.0, 3.0])
+    result = AttackResult(torch.zeros(2, 1), torch.ones(2, dtype=torch.bool), distortion)
+    assert _cost(0.01, result, result)["median_l2"] == 2
 
 
 def test_nothing_to_attack(explored, fresh, net):

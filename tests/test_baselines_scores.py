@@ -29,6 +29,7 @@ from skmrr.baselines._features import LayerMean
 from skmrr.baselines._neighbours import Bank
 from skmrr.baselines._squeezers import BitDepth, MedianFilter, NonLocalMeans
 from skmrr.baselines.kernel_density import CANDIDATES
+from skmrr.baselines.lid import LIDStatistic
 from skmrr.nn.hooks import evaluating
 
 params = {"security_parameter": 0.05, "random_state": 0}
@@ -189,6 +190,16 @@ def test_lid_is_the_papers_estimate(blobs):
     distances = np.sort(np.linalg.norm(new[:, None] - bank, axis=2), axis=1)[:, :7]
     expected = -1 / np.mean(np.log(distances / distances[:, -1:]), axis=1)
     np.testing.assert_allclose(np.exp(statistic_of(detector, new)), expected)
+
+
+def test_lid_standardises_by_rows_of_all_classes(net, digits, monkeypatch):
+    seen = []
+    monkeypatch.setattr(LIDStatistic, "standardise", lambda self, parts: seen.extend(parts))
+    X, y = digits
+    X = X[:1000][np.argsort(y[:1000])]
+    LIDDetector(net, layer=["1", "5"], calibration_fraction=0).fit(X, np.sort(y[:1000]))
+    last = FeatureExtractor(net, "5").fit_transform(X[-200:])
+    assert np.isin(np.asarray(seen[1]).sum(1), last.sum(1)).any()
 
 
 def test_lid_tells_the_dimension(rng):

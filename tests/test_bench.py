@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import time
+from types import SimpleNamespace
 
 import joblib
 import matplotlib
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
 from skmrr.bench import figures, report, sizes, transfer, victims
-from skmrr.bench.detection import draw_cost
+from skmrr.bench.detection import draw_cost, own_accuracy
 from skmrr.bench.networks import build_digits
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
@@ -422,6 +423,17 @@ def test_success_of_all_seeds_is_pooled():
     assert shown["SR@5, ε 0.1"] == ".00 (.00–.09)"
     assert shown["SR@5, ε 0.2"] == ".60 (.43–.75)"
     assert shown["fit_seconds"] == "12"
+
+
+def test_own_accuracy_is_that_of_what_rebuilds(net, images):
+    X, y = images[3][:100], images[4][:100]
+    right = (predict(net, X) == y).mean()
+    assert own_accuracy(SimpleNamespace(purified_classifier=lambda: net), X, y) == right
+    assert np.isnan(own_accuracy(SimpleNamespace(), X, y))
+
+
+def test_squeezers_are_those_of_the_paper(untrained):
+    assert unfitted(untrained)["feature squeezing"].bit_depth == 1
 
 
 def test_cost_is_drawn_of_perfect_detectors_too():

@@ -86,6 +86,11 @@ def test_false_alarm_interval_counts_the_calibrations_own_chance(rng):
     assert 0.985 < np.mean((shares >= low) & (shares <= high)) < 0.997
 
 
+def test_false_alarm_interval_of_too_few_calibration_rows_names_the_cure():
+    with pytest.raises(ValueError, match="50 calibration rows promise no .*=0.01; that takes 99"):
+        false_alarm_interval(0.01, 1000, n_calibration=50)
+
+
 def test_one_kind_of_row_names_the_cure(detector, rows):
     X, y = rows
     with pytest.raises(ValueError, match="no adversarial rows.*StratifiedKFold"):

@@ -17,6 +17,7 @@ from skmrr import LatentDefender
 from skmrr.attacks import AttackResult
 from skmrr.baselines import (
     FeatureSqueezingDetector,
+    KernelDensityDetector,
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
 )
@@ -92,6 +93,10 @@ def test_few_rows_tell_nothing_of_the_spread(rng):
     assert auc_interval(odd, clean)[1:] == (0, 1)
     low, high = auc_interval(clean, np.r_[odd, 0.0])[1:]
     assert 0 < low < high < 1
+
+
+def test_scores_all_alike_tell_nothing():
+    assert auc_interval(np.zeros(50), np.zeros(50)) == (0.5, 0.0, 1.0)
 
 
 def test_worst_scores_takes_each_rows_most_normal_success(rng):
@@ -241,13 +246,19 @@ def test_every_score_is_kept_with_its_row(case):
         np.testing.assert_array_equal(part["row"], rows)
 
 
-def test_without_a_classifier_clean_rows_are_judged_by_the_labels_given(case):
-    detector = Known()
-    evaluate(case, {"it": detector})
-    (n, labels), *others = detector.calls
-    assert n == 200
-    np.testing.assert_array_equal(labels, case.labels)
-    assert [labels for _, labels in others] == [None, None]
+def test_without_a_classifier_both_sides_are_judged_alike(digits):
+    """An attack that changes nothing is told from nothing."""
+    X, y = digits[0].reshape(-1, 64), digits[1]
+    detector = KernelDensityDetector(random_state=0).fit(X[:1000], y[:1000])
+    labels = np.where(np.arange(len(X)) % 5 == 0, (y + 1) % 10, y)[1000:]
+    rows = np.flatnonzero(labels == y[1000:])
+    nothing = Successes(X[1000:][rows], rows, attacked=rows, distortion=np.zeros(len(rows)))
+    outcome = evaluate_detection(
+        {"it": detector}, X[1000:], y[1000:], {"nothing": nothing}, labels=labels
+    )
+    assert outcome.detection["auc"].to_numpy() == pytest.approx(0.5, abs=0.02)
+    clean = outcome.flagged.query("rows == 'clean' and security_parameter == 0.05")
+    assert clean["flagged"].item() < 0.1
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -294,6 +305,8 @@ def altered(case, **changes):
             lambda case: {"attacks": altered(case, attacked=np.arange(201))},
             "few attacked must be positions in X",
         ),
+        (lambda case: {"attacks": {"clean": case.attacks["few"]}}, "called 'clean'"),
+        (lambda case: {"attacks": {"worst case": case.attacks["few"]}}, "called 'worst case'"),
         (lambda case: {"labels": None}, re.escape("give labels=…")),
         (lambda case: {"labels": case.labels[:-1]}, "labels has 199 entries but X has 200"),
         (lambda case: {"labels": case.labels + 0.5}, "labels must hold class indices"),

@@ -24,8 +24,13 @@ class Transfer:
     surrogate: nn.Module
     attack: ProjectedGradient
 
+    @property
+    def norm(self) -> str:
+        """That of the attack."""
+        return self.attack.norm
+
     def __call__(self, network, x, labels, *, eps, **params) -> AttackResult:
         """Attack the surrogate, and verify on `network`; parameters as of `ProjectedGradient`."""
         found = self.attack(self.surrogate, x, labels, eps=eps, **params)
         with evaluating(network):
-            return verified(network, x, found.adversarial, labels, norm=NORMS[self.attack.norm])
+            return verified(network, x, found.adversarial, labels, norm=NORMS[self.norm])

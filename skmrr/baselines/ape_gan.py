@@ -104,10 +104,11 @@ class APEGANDetector(BaseDetector):
     classifier, shown G(x), prefers another class to its decision for x: max_{j≠ŷ} z_j − z_ŷ.
 
     The generator's loss is ξ₁ MSE(G(x_adv), x) + ξ₂ (−log D(G(x_adv))), the error being taken in
-    units of the range of X. As there, the generator is shown
-    adversarial rows alone. The default networks are half as wide as the paper's for MNIST, and the
-    discriminator has no batch normalisation. The attacks are computed anew in each epoch, which
-    takes a pass more but no memory.
+    units of the range of X. The authors' program takes the root of that error, which has more say
+    where it is small: there lower `adversarial_weight`. As there, the generator is shown
+    adversarial rows alone. The default networks are half as wide as the paper's for MNIST, the
+    discriminator has a convolution less and no batch normalisation, and Adam takes larger steps.
+    The attacks are computed anew in each epoch, which takes a pass more but no memory.
 
     References
     ----------

@@ -204,7 +204,8 @@ class EfficientDefensesDetector(BaseDetector):
         )
         with seeded(draw_seed(random_state), device):
             network = self._initial_network(template, rows, train, low, high, device)
-            columns = columns if template is None else self.classes_[columns.clip(0)]
+            if template is not None:  # rows held out, which it does not see, may have other classes
+                columns = self.classes_[columns.clip(max=len(self.classes_) - 1)]
             background = (low, high) if template is None and len(self.classes_) == 1 else None
             self._train(network, rows, torch.as_tensor(columns), train, background)
         classes = np.arange(len(self.classes_)) if template is None else self.classes_

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from numbers import Integral
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.utils._param_validation import Interval
@@ -196,5 +197,7 @@ class LIDDetector(FeatureDetector):
         banks = [Bank(part) for part in kept]
         statistic = LIDStatistic(features, banks, self.n_neighbors, len(self.classes_))
         if len(banks) > 1:
-            statistic.standardise([part[:MAX_STANDARDISED_ROWS] for part in kept])
+            rows_of_all = np.arange(len(kept[0]))  # not the first ones, which may be of one class
+            some = sample_rows(rows_of_all, MAX_STANDARDISED_ROWS, random_state)
+            statistic.standardise([part[some] for part in kept])
         return statistic.to(self._home())

@@ -109,8 +109,9 @@ class MagNetDetector(BaseDetector):
     flagging by any, with thresholds of equal false-alarm rates; the calibration on top makes
     `security_parameter` the rate of them all together, where the paper adds up the rates.
 
-    Other deviations. One autoencoder serves detection and reforming; the paper trains a second
-    one for MNIST. It has three channels for each channel of an image, as the paper's for MNIST,
+    Other deviations. One autoencoder serves detection and reforming; for MNIST the authors train a
+    second one without pooling, and detect by the two errors, squared and absolute, without any
+    divergence. It has three channels for each channel of an image, as the paper's for MNIST,
     which may be few for colour images: give a larger one. The learning rate is larger than the
     paper's 0.001 and falls, so that fewer than its 100 epochs do.
 

@@ -5,7 +5,15 @@ import pandas as pd
 
 from skmrr.attacks import adaptive_suite
 from skmrr.base import BaseDetector
-from skmrr.bench.detection import Progress, costs_of, detection_of, fitted_problems, table1_report
+from skmrr.bench.detection import (
+    ROUNDED,
+    Progress,
+    costs_of,
+    detection_of,
+    fitted_problems,
+    in_round_numbers,
+    table1_report,
+)
 from skmrr.bench.report import Report, markdown, spread
 from skmrr.bench.sizes import EPS, Sizes
 from skmrr.bench.systems import CERTIFIED
@@ -104,11 +112,7 @@ def peers_table(frames: dict[str, pd.DataFrame], pooled: pd.DataFrame) -> pd.Dat
     if "bounds" in frames:
         bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
         success = success.join(bound.rename(columns=lambda eps: f"bound, ε {eps:.3g}"))
-    cost = (
-        frames["cost"]
-        .groupby("detector", sort=False)[["fit_seconds", "score_cost", "megabytes"]]
-        .mean()
-    )
+    cost = frames["cost"].groupby("detector", sort=False)[list(ROUNDED)].mean()
     return pd.concat([means, least, worst.rename("worst case auc"), success, cost], axis=1)
 
 
@@ -126,11 +130,8 @@ def with_intervals(table: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     shown = pooled.apply(
         lambda row: spread(row["success_rate"], row["low"], row["high"], 2), axis=1
     )
-    rounded = {"fit_seconds": "{:.0f}", "score_cost": "{:.1f}", "megabytes": "{:.2f}"}
-    return table.assign(
-        **{success_column(eps): column for eps, column in shown.unstack("eps").items()},
-        **{name: table[name].map(form.format) for name, form in rounded.items()},
-    )
+    success = {success_column(eps): column for eps, column in shown.unstack("eps").items()}
+    return in_round_numbers(table).assign(**success)
 
 
 def success_column(eps: float) -> str:

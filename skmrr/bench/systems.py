@@ -124,7 +124,7 @@ RIVALS: dict[str, dict[str, dict]] = {
     "cifar10": {
         "MagNet": {"noise_scale": 0.025, "max_epochs": 15, "learning_rate": 3e-3},
         "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
-        "APE-GAN": {"eps": 8 / 255, "max_epochs": 2},
+        "APE-GAN": {"eps": 8 / 255, "adversarial_weight": 0.001, "max_epochs": 3},
         "feature squeezing": {"non_local_means": (13, 3, 2)},
     },
     "imagenette": {

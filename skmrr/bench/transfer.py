@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from skmrr.bench.networks import build_digits
 from skmrr.bench.problems import PROBLEMS, Problem, with_attacks
 from skmrr.bench.report import Report, markdown
 from skmrr.bench.sizes import Sizes
 from skmrr.bench.systems import ENSEMBLE, OURS, fit_all
-from skmrr.bench.victims import predict, read_resnet
+from skmrr.bench.victims import load_victim, predict, read_resnet, train_digits
 from skmrr.ensemble import MRREnsemble
 from skmrr.evaluation import over_seeds
 from skmrr.nn.replica import LatentMap
@@ -89,6 +90,9 @@ def networks_of(
         raise ValueError("There is one network for imagenette alone; take another --dataset.")
     if problem.name == "cifar10":
         networks["ResNet-56"] = read_resnet(56)
+    elif problem.name == "digits":  # the next seed's has learned some of these test images
+        weights = memory.cache(train_digits)(problem.seed + 1, problem.X_fit, problem.y_fit)
+        networks["re-seeded victim"] = load_victim(build_digits, weights)
     else:
         other = PROBLEMS[problem.name](problem.seed + 1, memory, kinds=())
         networks["re-seeded victim"] = other.victim

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
+from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
 from skmrr.evaluation.certified import classes_within_reach
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 WORST = "worst case"
 ANY = "any attack"
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def evaluate_adaptive(
     y : array-like of shape (n_samples,)
         True classes.
     eps : sequence of float
-        Radii of the ball, in the units of X and the norm of the attacks. What breaks a row within
-        one ball counts within the larger ones.
+        Radii of the ball, in the units of X and the norm of the attacks (their ``norm``, "linf"
+        where they have none). What breaks a row within one ball counts within the larger ones.
     guides : array-like of shape (n, …), optional
         Clean rows for attacks that start from one; by default X itself.
     attacks : mapping of str to callable, optional
@@ -98,7 +100,8 @@ def evaluate_adaptive(
     Raises
     ------
     ValueError
-        If the detector has no classifier or no ``clip_values``, or y does not fit.
+        If the detector has no classifier or no ``clip_values``, y does not fit, or an attack
+        returns a row outside the ball or the ``clip_values``.
 
     References
     ----------
@@ -136,6 +139,10 @@ def evaluate_adaptive(
         "guides": x if guides is None else as_rows(detector, guides),
     }
     attacks = adaptive_suite() if attacks is None else attacks
+    if WORST in attacks:
+        raise ValueError(f"No attack may be called {WORST!r}: that names the worst of all.")
+    norms = {_norm(attack) for attack in attacks.values()}
+    norm = norms.pop() if len(norms) == 1 else torch.inf
     eps = sorted(eps)
     keys = list(attacks) if per_attack else [ANY]
     attacked, true = x[rows], labels[rows]
@@ -163,7 +170,7 @@ def evaluate_adaptive(
                     _attack_left(attack, network, attacked, true, known, eps=radius, **params)
                     bar.update()
                 results = {
-                    key: verified(network, attacked, found[key, radius], true, norm=torch.inf)
+                    key: verified(network, attacked, found[key, radius], true, norm=norm)
                     for key in keys
                 }
                 worst[radius, sp] = worst_case(results.values())
@@ -180,6 +187,10 @@ def evaluate_adaptive(
     )
 
 
+def _norm(attack) -> float:
+    return NORMS[getattr(attack, "norm", "linf")]
+
+
 def _attack_left(attack, network, x, labels, known, *, targets=None, **params) -> None:
     """Attack the rows of which nothing is known yet, and note in `known` what breaks them.
 
@@ -192,7 +203,25 @@ def _attack_left(attack, network, x, labels, known, *, targets=None, **params) -
     if len(left):
         if targets is not None:
             params["targets"] = targets[left]
-        known[left] = attack(network, x[left], labels[left], **params).adversarial
+        found = attack(network, x[left], labels[left], **params).adversarial
+        _check_reach(found, x[left], params["eps"], _norm(attack), params["clip_values"])
+        known[left] = found
+
+
+def _check_reach(found: Tensor, x: Tensor, eps: float, norm: float, clip_values) -> None:
+    """Raise an error where an attack found rows that are none of its ball, up to rounding."""
+    low, high = clip_values
+    slack = ROUNDING * (high - low)
+    distance = torch.linalg.vector_norm((found - x).flatten(1), norm, dim=1)  # NaN: none found
+    if (distance > eps * (1 + ROUNDING) + slack).any():
+        raise ValueError(
+            f"An attack went {float(distance.nan_to_num().max()):g} from a row, beyond "
+            f"eps={eps:g}: it has to stay in the ball that it is given."
+        )
+    if ((found < low - slack) | (found > high + slack)).any():
+        raise ValueError(
+            f"An attack left the range clip_values={tuple(clip_values)} that it is given."
+        )
 
 
 def flag_rates(
@@ -294,9 +323,9 @@ def _cost(sp: float, result: AttackResult, alone: AttackResult) -> dict[str, flo
     return {
         "security_parameter": sp,
         "success_rate": float(result.success.double().mean()),
-        "median_l2": float(result.distortion.median()),
+        "median_l2": float(np.median(result.distortion.cpu())),
         "mean_l2": float(result.distortion[result.success].mean()),
-        "ratio": float((result.distortion / alone.distortion).nanmedian()),
+        "ratio": float(np.nanmedian((result.distortion / alone.distortion).cpu())),
     }
 
 

@@ -1,5 +1,7 @@
 """Figures of merit of a detector."""
 
+import math
+
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import beta, betabinom, binom, norm
@@ -63,6 +65,11 @@ def false_alarm_interval(
     tuple of float
         Lowest and highest share.
 
+    Raises
+    ------
+    ValueError
+        If so few calibration rows promise no such SP.
+
     Examples
     --------
     >>> from skmrr.evaluation import false_alarm_interval
@@ -74,6 +81,11 @@ def false_alarm_interval(
         low, high = binom.interval(confidence, n_rows, security_parameter)
     else:
         k = int(security_parameter * (n_calibration + 1) + 1e-9)
+        if k == 0:
+            raise ValueError(
+                f"{n_calibration} calibration rows promise no security_parameter="
+                f"{security_parameter:g}; that takes {math.ceil(1 / security_parameter) - 1}."
+            )
         low, high = betabinom.interval(confidence, n_rows, k, n_calibration + 1 - k)
     return low / n_rows, high / n_rows
 
@@ -92,8 +104,8 @@ def auc_interval(clean_scores, adversarial_scores, confidence: float = 0.95):
     -------
     auc, low, high : float
         Without a single pair in the wrong order there is no spread to judge by; the interval then
-        ends where the rule of three puts it. Fewer than ten rows on a side tell too little of the
-        spread; the interval is then [0, 1].
+        ends where the rule of three puts it. Fewer than ten rows on a side, or scores that are all
+        alike, tell too little of the spread; the interval is then [0, 1].
 
     References
     ----------
@@ -120,6 +132,8 @@ def auc_interval(clean_scores, adversarial_scores, confidence: float = 0.95):
     if min(len(clean), len(odd)) < FEWEST:
         return auc, 0.0, 1.0
     variance = sum(part.var(ddof=1) / len(part) for part in (of_odd, of_clean))
+    if variance == 0:
+        return auc, 0.0, 1.0
     half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (auc * (1 - auc))
     return auc, float(expit(logit(auc) - half)), float(expit(logit(auc) + half))
 

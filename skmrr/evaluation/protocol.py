@@ -6,6 +6,7 @@ count; the clean side is all clean rows, the victim's own errors included.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from itertools import combinations
 
 import numpy as np
@@ -52,8 +53,9 @@ def evaluate_detection(
     attacks : mapping of str to Successes
         Adversarials made from rows of X that the victim takes for what they are.
     labels : array-like of shape (n_samples,), optional
-        The victim's decisions for X; by default the first detector's ``classifier`` is asked. A
-        detector without a classifier of its own judges adversarials under its nearest class.
+        The victim's decisions for X, which tell on which rows it is right; by default the first
+        detector's ``classifier`` is asked. A detector without a classifier of its own judges all
+        rows under its nearest class, so that both sides are judged alike.
     security_parameters : sequence of float, default=(0.01, 0.05)
         Thresholds.
     verbose : bool, default=False
@@ -110,9 +112,7 @@ def evaluate_detection(
         for name, detector in detectors.items():
             for kind, rows in sets.items():
                 bar.set_postfix_str(f"{name}: {kind}")
-                is_given = kind == CLEAN and _classifier(detector) is None
-                given = {"labels": labels} if is_given else {}
-                scores[name][kind] = detector.score_samples(rows, **given)
+                scores[name][kind] = detector.score_samples(rows)
                 bar.update()
     return evaluate_scores(scores, labels == y, attacks, security_parameters=security_parameters)
 
@@ -188,7 +188,8 @@ def check_disjoint(**parts) -> None:
         With the number of rows that two parts share, bit for bit.
     """
     seen = {
-        name: {row.tobytes() for row in np.ascontiguousarray(rows)} for name, rows in parts.items()
+        name: {blake2b(row).digest() for row in np.ascontiguousarray(rows)}
+        for name, rows in parts.items()
     }
     for one, other in combinations(seen, 2):
         shared = len(seen[one] & seen[other])

@@ -13,6 +13,7 @@ from skmrr.validation import check_labels
 def asked(detector: BaseDetector, X, y) -> tuple[Tensor, Tensor, Tensor]:
     """Rows as the networks see them, true classes, and the classifier's answers."""
     check_is_fitted(detector, "module_")
+    detector._check_calibrated()
     if detector.classifier is None:
         raise ValueError("The detector has no classifier to be attacked: give classifier=….")
     clip_values_of(detector)

@@ -7,6 +7,7 @@ from functools import reduce
 import numpy as np
 
 from skmrr.attacks import AttackResult
+from skmrr.evaluation.adaptive import WORST
 
 CLEAN = "clean"
 
@@ -50,6 +51,8 @@ def check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> Non
             "attacks must be a mapping of names to skmrr.evaluation.Successes, which know the row "
             "of X that each adversarial was made from."
         )
+    if taken := {CLEAN, WORST} & set(attacks):
+        raise ValueError(f"No attack may be called {min(taken)!r}: that names other rows.")
     if not any(len(attack.X) for attack in attacks.values()):
         raise ValueError("No attack has a success to detect; attack more rows, or harder.")
     for name, attack in attacks.items():
