@@ -215,7 +215,8 @@ def test_the_template_claims_nothing_and_overwrites_nothing(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["challenge", *map(str, arguments)])
+    wide = {"COLUMNS": "300"}  # or a path is broken into lines
+    return CliRunner().invoke(app, ["challenge", *map(str, arguments)], env=wide)
 
 
 def test_info_says_the_rule():
