@@ -258,11 +258,13 @@ def test_what_is_missing_is_named(explored, fresh, params, message):
         (lambda x: x + 0.05, "left the range"),
     ],
 )
-def test_attacks_that_leave_the_ball_are_refused(explored, fresh, change, message):
+@pytest.mark.parametrize("norm", ["linf", np.inf])
+def test_attacks_that_leave_the_ball_are_refused(explored, fresh, change, message, norm):
     def attack(network, x, labels, **params):
         everywhere = torch.ones(len(x), dtype=torch.bool)
         return AttackResult(change(x), everywhere, torch.zeros(len(x)))
 
+    attack.norm = norm
     with pytest.raises(ValueError, match=message):
         evaluate_adaptive(explored, *fresh, eps=[0.1], attacks={"own": attack})
 

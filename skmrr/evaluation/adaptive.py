@@ -188,7 +188,8 @@ def evaluate_adaptive(
 
 
 def _norm(attack) -> float:
-    return NORMS[getattr(attack, "norm", "linf")]
+    """Order of an attack's norm; of one that names none of ours ℓ∞, which no other exceeds."""
+    return NORMS.get(getattr(attack, "norm", "linf"), torch.inf)
 
 
 def _attack_left(attack, network, x, labels, known, *, targets=None, **params) -> None:
