@@ -1,6 +1,7 @@
 """MagNet, APE-GAN and Efficient Defenses: rivals that train a network of their own."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -169,6 +171,16 @@ class TestMagNet:
         magnet, X = fitted["magnet"], digits[0][1400:]
         assert magnet.history_["loss"][-1] < 0.7 * magnet.history_["loss"][0]
         assert np.square(magnet.reform(X) - X).mean() < 0.7 * X.var()
+
+    @pytest.mark.parametrize("scale", [1, 255])
+    def test_warns_if_it_answers_with_the_mean(self, scale, digits):
+        X, y = scale * digits[0][:1400], digits[1][:1400]
+        params = {**MAGNET, "clip_values": (0, scale)}
+        with pytest.warns(ConvergenceWarning, match="learning_rate"):
+            MagNetDetector(**params).fit(X[:300], y[:300])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MagNetDetector(**params).fit(X, y)
 
     def test_reform_keeps_shape_and_range(self, fitted, digits):
         X = digits[0][1400:]

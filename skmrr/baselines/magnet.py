@@ -2,11 +2,13 @@
 
 import copy
 import math
+import warnings
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -27,9 +29,11 @@ from skmrr.calibration import MemberSurvivals
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector import ClassFreeStatistic
 from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device, seeded
+from skmrr.nn.rows import Rows
 
 TEMPERATURES = (10.0, 40.0)  # of the paper
 NOISE_SHARE = 0.1  # of the range of X; the paper's noise on MNIST
+COLLAPSED = 0.9  # share of the variance of rows that is left unexplained
 
 
 class MagNetDetector(BaseDetector):
@@ -115,6 +119,9 @@ class MagNetDetector(BaseDetector):
     which may be few for colour images: give a larger one. The learning rate is larger than the
     paper's 0.001 and falls, so that fewer than its 100 epochs do.
 
+    An autoencoder may collapse into one that answers every row with nearly the same. `fit` gives a
+    `ConvergenceWarning` if it explains less than a tenth of the variance of the training rows.
+
     References
     ----------
     D. Meng, H. Chen, "MagNet: a Two-Pronged Defense against Adversarial Examples", CCS 2017.
@@ -127,7 +134,7 @@ class MagNetDetector(BaseDetector):
     >>> X, y = load_digits_images()
     >>> magnet = MagNetDetector(
     ...     max_epochs=4, training_batch_size=16, clip_values=(0, 1), random_state=0
-    ... ).fit(X[:800], y[:800])
+    ... ).fit(X[:1400], y[:1400])
     >>> noisy = np.clip(X[1500:] + np.random.default_rng(0).normal(0, 0.4, X[1500:].shape), 0, 1)
     >>> bool(magnet.risk(noisy).mean() > magnet.risk(X[1500:]).mean())
     True
@@ -304,6 +311,7 @@ class MagNetDetector(BaseDetector):
             verbose=self.verbose,
         )
         self.history_ = {"loss": losses}
+        _warn_if_collapsed(losses[-1] * (high - low) ** 2, rows, train, self.batch_size)
         return network
 
     @torch.no_grad()
@@ -316,6 +324,27 @@ class MagNetDetector(BaseDetector):
         values = torch.cat(parts).numpy()
         one_class = np.zeros(len(values), dtype=np.int64)
         return MemberSurvivals.fit(values, one_class, 1, given_first=False).to(device)
+
+
+def _warn_if_collapsed(error: float, rows: Rows, train: np.ndarray, batch_size: int) -> None:
+    """Give a warning if the rows' own mean is about as near them as what is rebuilt.
+
+    `error` is the mean squared error of what is rebuilt, in squared units of the rows.
+    """
+    total, squares = torch.zeros(()), 0.0
+    for _, batch in rows.batches(batch_size, train):
+        total = total + batch.double().sum(0)
+        squares += float(batch.double().square().sum())
+    mean = total / len(train)
+    variance = squares / (len(train) * mean.numel()) - float(mean.square().mean())
+    if error > COLLAPSED * variance:
+        warnings.warn(
+            f"The autoencoder misses clean rows by {error:.3g} on average (squared), their mean "
+            f"misses them by {variance:.3g}: it has learnt next to nothing. Raise max_epochs, "
+            "change learning_rate or training_batch_size, or give another autoencoder.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
 
 class MagNetStatistic(ClassFreeStatistic):
