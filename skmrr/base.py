@@ -277,8 +277,8 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         return torch.as_tensor(labels, device=module_device(self.module_))
 
     def _ask(self, batch) -> torch.Tensor | None:
-        """Classifier's decisions for a batch, or None without a classifier."""
-        if self.classifier is None:
+        """Classifier's decisions for a batch; None without one, or where the module asks it."""
+        if self.classifier is None or self.module_.asks:
             return None
         device = module_device(self.module_)
         return self.classifier(as_input(batch, self.classifier, device)).argmax(1)

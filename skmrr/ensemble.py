@@ -384,10 +384,6 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     def _new_module(self, statistic):
         return EnsembleModule(statistic, torch.as_tensor(self.classes_))
 
-    def _ask(self, batch):
-        # The module asks by itself, together with what its members need of the classifier.
-        return None
-
     @property
     def _trains(self) -> bool:
         """Whether any member is still to be fitted and calibrated."""

@@ -124,7 +124,7 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         with evaluating(self.model, device=device), torch.no_grad():
             reader = self.layer_reader()
             with explaining("The model", rows.shape):
-                outputs = reader.run(rows.take([0, 0]))
+                outputs = reader.ask(rows.take([0, 0]))[1]
             parts = reader.by_layer(outputs)
         self.layer_widths_ = {name: part.shape[1] for name, part in parts.items()}
         self.n_features_out_ = sum(self.layer_widths_.values())

@@ -172,6 +172,13 @@ class TestMagNet:
         assert magnet.history_["loss"][-1] < 0.7 * magnet.history_["loss"][0]
         assert np.square(magnet.reform(X) - X).mean() < 0.7 * X.var()
 
+    def test_its_own_logits_and_those_of_the_rebuilt_row_are_two_passes(self, fitted, digits):
+        magnet = pickle.loads(pickle.dumps(fitted["magnet"]))  # with a classifier of its own
+        calls = []
+        magnet.module_.statistic.classifier.register_forward_hook(lambda *_: calls.append(1))
+        magnet.score_samples(digits[0][1400:1500])
+        assert len(calls) == 2
+
     @pytest.mark.parametrize("scale", [1, 255])
     def test_warns_if_it_answers_with_the_mean(self, scale, digits):
         X, y = scale * digits[0][:1400], digits[1][:1400]

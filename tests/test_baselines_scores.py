@@ -91,6 +91,32 @@ def logits_of(net, X):
         return net(torch.as_tensor(X)).double().numpy()
 
 
+@each_detector
+def test_one_pass_of_the_classifier_says_class_and_oddness(detector, digits, net, fitted):
+    X = digits[0][1500:1600]
+    detector = fitted(detector)
+    n_squeezers = len(getattr(detector.module_.statistic, "squeezers", ()))
+    labels = net(torch.as_tensor(X)).argmax(1)
+    expected = detector.score_samples(X, labels=labels)
+    network = detector.defended_classifier(security_parameter=0.1)
+    calls = []
+    handle = net.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        scores = detector.score_samples(X)
+        assert len(calls) == 1 + n_squeezers
+        logits, alarm = network.judge(torch.as_tensor(X))
+        assert len(calls) == 2 * (1 + n_squeezers)
+    finally:
+        handle.remove()
+    np.testing.assert_array_equal(scores, expected)
+    torch.testing.assert_close(logits, net(torch.as_tensor(X)))
+    np.testing.assert_allclose(alarm.detach(), np.log(0.1) - expected)
+    others = (labels + 1) % 10
+    _, alarm = network.judge(torch.as_tensor(X), others)
+    expected = detector.score_samples(X, labels=others)
+    np.testing.assert_allclose(alarm.detach(), np.log(0.1) - expected)
+
+
 # What they compute
 
 

@@ -402,15 +402,14 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "params", "n_more"),
+    ("kind", "params", "n_passes"),
     [
-        # The class is asked for beside the score.
         (MaxSoftmaxDetector, {}, 1),
         (FeatureSqueezingDetector, {"bit_depth": 4, "median_size": 2}, 3),
     ],
 )
 def test_scoring_cost_is_in_passes_of_the_classifier(
-    net, digits, monkeypatch, kind, params, n_more
+    net, digits, monkeypatch, kind, params, n_passes
 ):
     """By a clock that ticks once a pass."""
     victim = Counted(net)
@@ -418,7 +417,7 @@ def test_scoring_cost_is_in_passes_of_the_classifier(
     detector.fit(digits[0][:600], digits[1][:600])
     clock = SimpleNamespace(perf_counter=lambda: victim.n_passes)
     monkeypatch.setattr("skmrr.evaluation.cost.time", clock)
-    assert scoring_cost(detector, digits[0][:100], repeats=3) == 1 + n_more
+    assert scoring_cost(detector, digits[0][:100], repeats=3) == n_passes
     assert victim.training  # as it was
     assert not net.training
 

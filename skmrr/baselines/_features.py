@@ -52,8 +52,8 @@ class Penultimate(LayerFeatures):
         last_linear(model)
         super().__init__(model, [PENULTIMATE], pooling)
 
-    def run(self, x: Tensor) -> dict[str, Tensor]:
-        """Run the classifier on `x` for the input of its last linear layer."""
+    def ask(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the classifier on `x` for its logits, and for the input of its last linear layer."""
         outputs: dict[str, Tensor] = {}
 
         def note(checkpoint: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class Penultimate(LayerFeatures):
             return checkpoint
 
         x = as_input(x, self.model, module_device(self.model))
-        run_changing(self.model, x, last_linear(self.model), note, at_input=True)
-        return outputs
+        logits = run_changing(self.model, x, last_linear(self.model), note, at_input=True)
+        return logits, outputs
 
 
 class Features(nn.Module):
@@ -82,7 +82,44 @@ class Features(nn.Module):
         """Return the features of `x`, differentiable, one tensor for each layer."""
         if self.reader is None:
             return [x.flatten(1).double()]
-        return [part.double() for part in self.reader.by_layer(self.reader.run(x)).values()]
+        return self.ask(x)[1]
+
+    def ask(self, x: Tensor) -> tuple[Tensor, list[Float[Tensor, "batch dim"]]]:
+        """Return the logits of `x` and its features, from one pass of the classifier."""
+        assert self.reader is not None
+        logits, outputs = self.reader.ask(x)
+        return logits, [part.double() for part in self.reader.by_layer(outputs).values()]
+
+
+class AskedForLogits:
+    """Mixin of statistics of the classifier's logits: their pass names the class as well."""
+
+    classifier: nn.Module | None
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classifier's logits, which are all that is to be seen."""
+        assert self.classifier is not None
+        logits = self.classifier(as_input(x, self.classifier, module_device(self.classifier)))
+        return logits, logits
+
+
+class AskedForFeatures:
+    """Mixin of statistics of the classifier's features: their pass names the class as well."""
+
+    features: Features
+
+    @property
+    def classifier(self) -> nn.Module | None:
+        """Whose features they are."""
+        return None if self.features.reader is None else self.features.reader.model
+
+    def ask(self, x: Tensor) -> tuple[Tensor, list[Float[Tensor, "batch dim"]]]:
+        """Return the classifier's logits, and the features of each layer."""
+        return self.features.ask(x)
+
+    def seen(self, x: Tensor, features: list[Tensor] | None) -> list[Float[Tensor, "batch dim"]]:
+        """Return the features of `x`, which it may have been asked for already."""
+        return self.features(x) if features is None else features
 
 
 class LayerMean(nn.Module):

@@ -8,11 +8,11 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from skmrr.base import BaseDetector
-from skmrr.baselines._features import favouring
-from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.baselines._features import AskedForLogits, favouring
+from skmrr.nn.hooks import evaluating, resolve_device
 
 
-class _LogitStatistic(nn.Module):
+class _LogitStatistic(AskedForLogits, nn.Module):
     """Oddness read from the logits alone, the same under each class.
 
     Parameters
@@ -39,17 +39,15 @@ class _LogitStatistic(nn.Module):
             return level[:, None].expand(-1, len(self.classes))
         return favouring(level, logits[:, self.classes].argmax(1), len(self.classes))
 
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], logits: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         """Return the level of each row."""
-        return self.level(self.logits(x))
+        return self.level(self.logits(x) if logits is None else logits.double())
 
     def logits(self, x: Tensor) -> Float[Tensor, "batch logits"]:
         """Logits in float64."""
-        if self.classifier is None:
-            return x.flatten(1).double()
-        return self.classifier(
-            as_input(x, self.classifier, module_device(self.classifier))
-        ).double()
+        return (x.flatten(1) if self.classifier is None else self.ask(x)[0]).double()
 
     def level(self, logits: Float[Tensor, "batch logits"]) -> Float[Tensor, " batch"]:
         """Oddness of each row."""

@@ -8,6 +8,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from skmrr.base import BaseDetector
+from skmrr.baselines._features import AskedForLogits
 from skmrr.baselines._squeezers import BitDepth, MedianFilter, NonLocalMeans
 from skmrr.baselines._training import value_range
 from skmrr.nn.detector import ClassFreeStatistic
@@ -18,7 +19,7 @@ EXACT = 1e-9  # the same of rows without a classifier, as a share of their range
 EIGHT_BITS = 255  # levels that the strength of non-local means is counted in
 
 
-class SqueezingStatistic(ClassFreeStatistic):
+class SqueezingStatistic(AskedForLogits, ClassFreeStatistic):
     """Logarithm of how far the squeezers move the classifier's probabilities.
 
     Parameters
@@ -39,11 +40,11 @@ class SqueezingStatistic(ClassFreeStatistic):
         self.squeezers = nn.ModuleList(squeezers)
         self.floor = floor
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
         """Return log max_s ‖g(x) − g(s(x))‖₁ over the squeezers s."""
         if self.classifier is not None:
             x = as_input(x, self.classifier, module_device(self.classifier))
-        seen = self._see(x)
+        seen = self._see(x) if logits is None else logits.double().softmax(1)
         distances = [(seen - self._see(s(x))).abs().sum(1) for s in self.squeezers]
         return (torch.stack(distances).amax(0) + self.floor).log()
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from skmrr.baselines._features import FeatureDetector, Features
+from skmrr.baselines._features import AskedForFeatures, FeatureDetector, Features
 from skmrr.baselines._neighbours import Bank
 
 MAX_BANDWIDTH_ROWS = 200  # of each class, that the bandwidth is chosen on
@@ -17,7 +17,7 @@ MAX_BANDWIDTH_ROWS = 200  # of each class, that the bandwidth is chosen on
 CANDIDATES = np.geomspace(0.02, 1, 30)
 
 
-class KernelDensityStatistic(nn.Module):
+class KernelDensityStatistic(AskedForFeatures, nn.Module):
     """Negative log-density of a row under each class, by Gaussian kernels.
 
     Parameters
@@ -39,15 +39,17 @@ class KernelDensityStatistic(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
-        (features,) = self.features(x)
-        return torch.stack([self._under(features, c) for c in range(len(self.sizes))], dim=1)
+        (of_layer,) = self.features(x)
+        return torch.stack([self._under(of_layer, c) for c in range(len(self.sizes))], dim=1)
 
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], features: list[Tensor] | None = None
+    ) -> Float[Tensor, " batch"]:
         """Return the statistic of each row under one class."""
-        (features,) = self.features(x)
-        statistic = features.new_empty(len(features))
+        (of_layer,) = self.seen(x, features)
+        statistic = of_layer.new_empty(len(of_layer))
         for c in columns.unique().tolist():
-            statistic[columns == c] = self._under(features[columns == c], c)
+            statistic[columns == c] = self._under(of_layer[columns == c], c)
         return statistic
 
     def _under(self, features: Float[Tensor, "batch dim"], c: int) -> Float[Tensor, " batch"]:

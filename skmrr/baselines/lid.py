@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from skmrr.baselines._features import (
+    AskedForFeatures,
     FeatureDetector,
     Features,
     LayerMean,
@@ -23,7 +24,7 @@ CLOSEST = 1e-12  # distance, beside that of the k-th neighbour, that counts as n
 ALIKE = 1e-12  # mean log-ratio of distances that counts as all of them being the same
 
 
-class LIDStatistic(ClassFreeStatistic):
+class LIDStatistic(AskedForFeatures, ClassFreeStatistic):
     """Logarithm of the local intrinsic dimensionality of a row, averaged over layers.
 
     Parameters
@@ -45,9 +46,9 @@ class LIDStatistic(ClassFreeStatistic):
         self.n_neighbors = n_neighbors
         self.layer_mean = LayerMean(torch.zeros(1, len(banks), dtype=torch.float64))
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, features: list[Tensor] | None = None) -> Float[Tensor, " batch"]:
         """Mean log-dimensionality of each row."""
-        return self.layer_mean(self.log_dimensions(self.features(x)))
+        return self.layer_mean(self.log_dimensions(self.seen(x, features)))
 
     def log_dimensions(
         self, features: Sequence[Tensor], n_skipped: int = 0

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from skmrr.base import BaseDetector
 from skmrr.baselines import _networks
+from skmrr.baselines._features import AskedForLogits
 from skmrr.baselines._training import (
     check_logits,
     check_rebuilds,
@@ -28,7 +29,7 @@ from skmrr.baselines._training import (
 from skmrr.calibration import MemberSurvivals
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector import ClassFreeStatistic
-from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device, seeded
+from skmrr.nn.hooks import as_input, eval_but, evaluating, resolve_device, seeded
 from skmrr.nn.rows import Rows
 
 TEMPERATURES = (10.0, 40.0)  # of the paper
@@ -347,7 +348,7 @@ def _warn_if_collapsed(error: float, rows: Rows, train: np.ndarray, batch_size: 
         )
 
 
-class MagNetStatistic(ClassFreeStatistic):
+class MagNetStatistic(AskedForLogits, ClassFreeStatistic):
     """What MagNet's detectors say of a row, whatever its class.
 
     Parameters
@@ -369,27 +370,27 @@ class MagNetStatistic(ClassFreeStatistic):
         self.norm = norm
         self.survivals: MemberSurvivals | None = None
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
         """Return the statistic itself, or the largest −log p of several."""
-        statistics = self.statistics(x)
+        statistics = self.statistics(x, logits)
         if self.survivals is None:
             return statistics[:, 0]
         of_one_class = torch.zeros(len(x), dtype=torch.int64, device=statistics.device)
         return -self.survivals(statistics, of_one_class).amin(1)
 
-    def statistics(self, x: Tensor) -> Float[Tensor, "batch statistics"]:
+    def statistics(
+        self, x: Tensor, logits: Tensor | None = None
+    ) -> Float[Tensor, "batch statistics"]:
         """Error of reconstruction, and divergence at each temperature."""
         rebuilt = self.reformer(x)
         parts = []
         if self.norm is not None:
             parts.append((x - rebuilt).double().flatten(1).abs().pow(self.norm).mean(1))
         if self.classifier is not None:
-            device = module_device(self.classifier)
-            logits, of_rebuilt = (
-                self.classifier(as_input(rows, self.classifier, device)).to(x.device).double()
-                for rows in (x, rebuilt)
-            )
-            parts += [jensen_shannon(logits / t, of_rebuilt / t) for t in TEMPERATURES]
+            logits = self.ask(x)[0] if logits is None else logits
+            of_rebuilt = self.ask(rebuilt)[0].to(x.device).double()
+            own = logits.to(x.device).double()
+            parts += [jensen_shannon(own / t, of_rebuilt / t) for t in TEMPERATURES]
         return torch.stack(parts, dim=1)
 
 

@@ -8,6 +8,7 @@ from sklearn.utils._param_validation import StrOptions
 from torch import Tensor, nn
 
 from skmrr.baselines._features import (
+    AskedForFeatures,
     FeatureDetector,
     Features,
     LayerMean,
@@ -90,7 +91,7 @@ class TiedGaussian(nn.Module):
         )
 
 
-class MahalanobisStatistic(nn.Module):
+class MahalanobisStatistic(AskedForFeatures, nn.Module):
     """Mahalanobis distance of a row, averaged over layers.
 
     Parameters
@@ -110,9 +111,11 @@ class MahalanobisStatistic(nn.Module):
         self.statistic = statistic
         self.layer_mean = LayerMean(torch.zeros(1, len(gaussians), dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, x: Tensor, features: list[Tensor] | None = None
+    ) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
-        distances = self.distances(self.features(x))
+        distances = self.distances(self.seen(x, features))
         per_class = self.layer_mean(distances)
         if self.statistic == "class":
             return per_class

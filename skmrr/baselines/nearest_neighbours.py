@@ -7,12 +7,12 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 from torch.nn import functional
 
-from skmrr.baselines._features import FeatureDetector, Features, sample_rows
+from skmrr.baselines._features import AskedForFeatures, FeatureDetector, Features, sample_rows
 from skmrr.baselines._neighbours import Bank, check_neighbors
 from skmrr.nn.detector import ClassFreeStatistic
 
 
-class NeighborStatistic(ClassFreeStatistic):
+class NeighborStatistic(AskedForFeatures, ClassFreeStatistic):
     """Distance of a row's unit features to the k-th nearest of a bank.
 
     Parameters
@@ -33,10 +33,10 @@ class NeighborStatistic(ClassFreeStatistic):
         self.bank = bank
         self.n_neighbors = n_neighbors
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, features: list[Tensor] | None = None) -> Float[Tensor, " batch"]:
         """Distance to the k-th neighbour."""
-        (features,) = self.features(x)
-        unit = functional.normalize(features)
+        (of_layer,) = self.seen(x, features)
+        unit = functional.normalize(of_layer)
         last = self.bank.search(unit, self.n_neighbors)[:, -1:]
         return self.bank.distances(unit, last)[:, 0]
 

@@ -27,7 +27,7 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
     -------
     float
         The classifier's own pass, which names the class to score under, included: a detector that
-        looks at the logits costs 2, as it makes them once more.
+        only looks at the logits costs little more than 1.
 
     Examples
     --------

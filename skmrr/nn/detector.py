@@ -1,5 +1,7 @@
 """Fitted detectors as differentiable torch modules."""
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -7,6 +9,9 @@ from torch import Tensor, nn
 from skmrr.nn.densities import QuadraticDensity
 from skmrr.nn.hooks import as_input, module_device
 from skmrr.nn.replica import LatentMap
+
+Asked = tuple[Tensor, Any]
+"""A classifier's logits, and what else of its pass a statistic needs."""
 
 
 def against_best_other(
@@ -35,9 +40,9 @@ class ClassFreeStatistic(nn.Module):
         """Return the statistic of each row, which is the same under each class, high = odd."""
         return self.level(x)[:, None].expand(-1, self.n_classes)
 
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def at(self, x: Tensor, columns: Int[Tensor, " batch"], *seen) -> Float[Tensor, " batch"]:
         """Return the statistic of each row."""
-        return self.level(x)
+        return self.level(x, *seen)
 
     def level(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Oddness of each row."""
@@ -84,7 +89,9 @@ class DetectorModule(nn.Module):
     statistic : nn.Module
         Rows → oddness under each class, shape (batch, classes), high = odd. Where one class is
         cheaper than all, a method ``at(x, columns)`` gives the oddness under the class at each
-        row's column.
+        row's column. One that runs the classifier by itself has it as ``classifier``, None if there
+        is none, and a method ``ask(x)`` → (the classifier's logits, what else it has seen), so
+        that one pass decides the class too. Its other methods then take what was seen as well.
     classes : Tensor of shape (classes,)
         Sorted class labels, in the order of the statistic's columns.
     calibration : nn.Module, optional
@@ -111,6 +118,11 @@ class DetectorModule(nn.Module):
         self.calibration = calibration
         self.register_buffer("classes", classes)
 
+    @property
+    def asks(self) -> bool:
+        """Whether the statistic runs the classifier, so that nobody else has to."""
+        return hasattr(self.statistic, "ask") and self.statistic.classifier is not None
+
     def forward(
         self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, " batch"]:
@@ -121,36 +133,56 @@ class DetectorModule(nn.Module):
         self, x: Tensor, classifier: nn.Module, labels: Int[Tensor, " batch"] | None = None
     ) -> tuple[Float[Tensor, "batch logits"], Float[Tensor, " batch"]]:
         """Return the classifier's logits, and each row's score under `labels` or its decisions."""
-        logits = classifier(as_input(x, classifier, module_device(classifier)))
-        x = as_input(x, self, module_device(self))
-        return logits, self(x, logits.argmax(1) if labels is None else labels)
+        own = as_input(x, self, module_device(self))
+        asked = self._ask(own) if self.asks and self.statistic.classifier is classifier else None
+        if asked is None:
+            logits = classifier(as_input(x, classifier, module_device(classifier)))
+        else:
+            logits = asked[0]
+        labels = logits.argmax(1) if labels is None else labels
+        return logits, self.scores_at(own, labels, asked)[0]
 
     def scores_at(
-        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+        self,
+        x: Tensor,
+        labels: Int[Tensor, " batch"] | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Return the log-survival of each row under its label, and the label's column."""
         if self.calibration is None:
             raise RuntimeError("The detector is not calibrated; call calibrate(X) first.")
-        statistic, column = self.statistic_at(x, labels)
+        statistic, column = self.statistic_at(x, labels, asked)
         return self.calibration(statistic, column), column
 
     def statistic_at(
-        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+        self,
+        x: Tensor,
+        labels: Int[Tensor, " batch"] | None = None,
+        asked: Asked | None = None,
     ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Return the statistic under each row's label, and the label's column.
 
-        `labels` are the classifier's decisions; without them the nearest class, which is the one
-        that the row is least odd under.
+        `labels` are the classifier's decisions; without them a statistic that asks the classifier
+        says them, and else counts the nearest class, which is the one that the row is least odd
+        under. `asked` is what the statistic's ``ask`` has returned, where it was called.
         """
+        if labels is None and asked is None and self.asks:
+            asked = self._ask(x)
+        if labels is None and asked is not None:
+            labels = asked[0].argmax(1)
+        seen = () if asked is None else asked[1:]
         under_one_class = getattr(self.statistic, "at", None)
         if labels is not None:
             column = self.columns_of(labels)
             if under_one_class is not None:
-                return under_one_class(x, column), column
-        statistics = self.statistic(x)
+                return under_one_class(x, column, *seen), column
+        statistics = self.statistic(x, *seen)
         if labels is None:
             column = statistics.argmin(1)
         return statistics.gather(1, column[:, None])[:, 0], column
+
+    def _ask(self, x: Tensor) -> Asked:
+        return cast(Any, self.statistic).ask(x)
 
     def columns_of(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Position of each label among the classes.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from skmrr.nn.detector import DetectorModule, against_best_other
+from skmrr.nn.detector import Asked, DetectorModule, against_best_other
 from skmrr.nn.fusion import Fusion
 from skmrr.nn.hooks import as_input, captured, module_device
 from skmrr.nn.members import Member
@@ -96,50 +96,34 @@ class EnsembleModule(DetectorModule):
         self.member_calibration = member_calibration
         self.fusion: Fusion | None = fusion
 
-    def judge(self, x, classifier, labels=None):
-        """Return the classifier's logits and each row's score, asking the classifier once."""
-        statistic = cast(MemberStatistics, self.statistic)
-        if statistic.classifier is not classifier:
-            return super().judge(x, classifier, labels)
-        assert self.member_calibration is not None
-        assert self.fusion is not None
-        assert self.calibration is not None
-        x = as_input(x, self, module_device(self))
-        logits, outputs = statistic.ask(x)
-        labels = logits.argmax(1) if labels is None else labels
-        columns = self.columns_of(labels)
-        values = statistic(x, labels, columns, logits, outputs)
-        fused = self.fusion(self.member_calibration(values, columns))
-        return logits, self.calibration(fused, columns)
-
-    def statistic_at(self, x, labels=None):
+    def statistic_at(self, x, labels=None, asked=None):
         """Return the fused oddness of each row under its label, and the label's column.
 
         `labels` are the classifier's decisions; without them the module asks its classifier, and
         without a classifier takes the nearest class by the first member.
         """
         assert self.fusion is not None
-        log_survivals, columns = self.log_survivals(x, labels)
+        log_survivals, columns = self.log_survivals(x, labels, asked)
         return self.fusion(log_survivals), columns
 
     def log_survivals(
-        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None, asked: Asked | None = None
     ) -> tuple[Float[Tensor, "batch members"], Int[Tensor, " batch"]]:
         """Return each member's calibrated log-survival, and the label's column."""
         assert self.member_calibration is not None
-        values, columns = self.member_statistics(x, labels)
+        values, columns = self.member_statistics(x, labels, asked)
         return self.member_calibration(values, columns), columns
 
     def member_statistics(
-        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None, asked: Asked | None = None
     ) -> tuple[Float[Tensor, "batch members"], Int[Tensor, " batch"]]:
         """Return each member's statistic before calibration, and the label's column."""
         statistic = cast(MemberStatistics, self.statistic)
-        logits: Tensor | None = None
-        outputs: dict[str, Tensor] = {}
-        if statistic.classifier is not None and (labels is None or statistic.needs_classifier):
-            logits, outputs = statistic.ask(x)
-            labels = logits.argmax(1) if labels is None else labels
+        if asked is None and self.asks and (labels is None or statistic.needs_classifier):
+            asked = statistic.ask(x)
+        logits, outputs = (None, {}) if asked is None else asked
+        if labels is None and logits is not None:
+            labels = logits.argmax(1)
         elif labels is None:
             labels = self.classes[statistic.members[0](x, outputs).argmin(1)]
         columns = self.columns_of(labels)

@@ -28,13 +28,13 @@ class LayerFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch dim"]:
         """Run the network on `x`, and read the features."""
-        return self.read(self.run(x))
+        return self.read(self.ask(x)[1])
 
-    def run(self, x: Tensor) -> dict[str, Tensor]:
-        """Run the network on `x` for the outputs of the layers."""
+    def ask(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the network on `x` for what it answers, and for the outputs of the layers."""
         with captured(self.model, self.names) as outputs:
-            self.model(as_input(x, self.model, module_device(self.model)))
-        return outputs
+            answer = self.model(as_input(x, self.model, module_device(self.model)))
+        return answer, outputs
 
     def read(self, outputs: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Read the features from the outputs of a pass that is over."""
