@@ -115,7 +115,7 @@ def _run(
         bar.update()
 
     numbers = list(range(1, seeds + 1))
-    origin = report.provenance(shlex.join(["skmrr", *sys.argv[1:]]), numbers)
+    origin = report.provenance(typed(), numbers)
     with bar:
         outcome = measures[measure](
             name, numbers, memory, sizes, names=detectors or None, progress=progress
@@ -129,6 +129,15 @@ def _run(
     home = report.write(outcome, output, origin)
     typer.echo((home / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"written to {home}")
+
+
+def typed() -> str:
+    """Command as typed, but for the folder: that is its user's affair, and measures nothing."""
+    words = sys.argv[1:]
+    if "--output" in words:
+        at = words.index("--output")
+        words[at : at + 2] = []
+    return shlex.join(["skmrr", *(word for word in words if not word.startswith("--output="))])
 
 
 def _command(measure: str, text: str):

@@ -26,7 +26,7 @@ from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
 from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
 from skmrr.bench.victims import predict
-from skmrr.cli import app
+from skmrr.cli import app, typed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took")  # busy machines
 
@@ -538,6 +538,13 @@ def test_the_command_written_down_can_be_run_again(small_run):
     home = small_run("table1", "max-softmax", "feature squeezing")
     origin = json.loads((home / "provenance.json").read_text("utf-8"))
     assert origin["command"].endswith("--detector max-softmax --detector 'feature squeezing'")
+    assert str(home.parent) not in (home / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("words", [["--output", "a b"], ["--output=a b"], []])
+def test_the_folder_is_not_written_down(monkeypatch, words):
+    monkeypatch.setattr("sys.argv", ["/bin/skmrr", "bench", "peers", *words, "--seeds", "2"])
+    assert typed() == "skmrr bench peers --seeds 2"
 
 
 @pytest.mark.parametrize(
