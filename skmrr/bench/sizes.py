@@ -42,7 +42,7 @@ SIZES = {
     "digits": Sizes(),
     "mnist": Sizes(),
     # The black-box attacks take minutes there, and say less than white-box ones.
-    "cifar10": Sizes(n_attacked=50, kinds=(*KINDS, *MODERN[:4]), n_adaptive=30),
+    "cifar10": Sizes(n_attacked=50, kinds=(*KINDS, *MODERN[:4]), n_adaptive=30, n_timed=256),
     "imagenette": Sizes(n_attacked=12, n_adaptive=10, n_carlini=10, n_timed=50),
 }
 QUICK = Sizes(
