@@ -166,9 +166,8 @@ class DetectorModule(nn.Module):
         says them, and else counts the nearest class, which is the one that the row is least odd
         under. `asked` is what the statistic's ``ask`` has returned, where it was called.
         """
-        if labels is None and asked is None and self.asks:
-            asked = self._ask(x)
-        if labels is None and asked is not None:
+        if labels is None and (self.asks or asked is not None):
+            asked = self._ask(x) if asked is None else asked
             labels = asked[0].argmax(1)
         seen = () if asked is None else asked[1:]
         under_one_class = getattr(self.statistic, "at", None)
