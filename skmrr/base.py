@@ -145,7 +145,8 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         Parameters
         ----------
         X : array-like, Tensor, Dataset or DataLoader of shape (n_samples, …)
-            Clean rows.
+            Clean rows, none of those given to `fit`: they look more normal than new ones, and
+            the promise would be broken without a word.
         labels : array-like of shape (n_samples,), optional
             The classifier's decisions for X.
 

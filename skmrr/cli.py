@@ -126,6 +126,10 @@ def _run(
             name=f"{outcome.name}-effort{effort}",
             title=f"{outcome.title}, {effort} times the steps",
         )
+    if quick:
+        outcome = dataclasses.replace(
+            outcome, text=f"Quick: trained for a moment, to see that it runs.\n\n{outcome.text}"
+        )
     home = report.write(outcome, output, origin)
     typer.echo((home / "report.md").read_text(encoding="utf-8"))
     typer.echo(f"written to {home}")

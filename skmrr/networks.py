@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_array, validate_data
+from sklearn.utils.validation import assert_all_finite, check_array, validate_data
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from skmrr.nn.rows import Rows, check_range, warn_of_scale
+from skmrr.nn.rows import NOT_FINITE, Rows, check_range, warn_of_scale
 
 
 class NetworkEstimator(BaseEstimator):
@@ -71,11 +71,15 @@ class NetworkEstimator(BaseEstimator):
         elif isinstance(X, list | tuple):
             X = np.asarray(X)
         if getattr(X, "ndim", 2) > 2:
-            X = check_array(X, allow_nd=True, estimator=self, input_name="X")
+            X = check_array(X, allow_nd=True, ensure_all_finite=False, estimator=self)
             if reset:
                 self.n_features_in_ = int(np.prod(X.shape[1:]))
         else:
-            X = validate_data(self, X, reset=reset)
+            X = validate_data(self, X, reset=reset, ensure_all_finite=False)
+        try:
+            assert_all_finite(X)
+        except ValueError:
+            raise ValueError(NOT_FINITE) from None  # scikit-learn's own cures are for tables
         if self.clip_values is not None:
             lowest, highest = float(X.min()), float(X.max())
             check_range(lowest, highest, self.clip_values)

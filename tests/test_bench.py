@@ -382,6 +382,7 @@ def test_table1_writes_its_report(small_run):
     assert origin["command"].startswith("skmrr bench table1 --quick --seeds 1")
     assert origin["seeds"] == [1]
     assert "| worst case |" in text
+    assert "Quick: trained for a moment" in text
 
 
 def test_again_it_comes_from_the_cache(small_run, monkeypatch):

@@ -361,7 +361,7 @@ def test_scoring_a_memmap_takes_memory_for_a_batch_only(defender, net, tmp_path)
 
 
 BAD = {
-    "nan": (lambda X, y: (np.where(X > 0.9, np.nan, X), y), "NaN"),
+    "nan": (lambda X, y: (np.where(X > 0.9, np.nan, X), y), "drop or repair"),
     "infinity": (lambda X, y: (np.where(X > 0.9, np.inf, X), y), "infinity"),
     "pixel range": (lambda X, y: (255 * X, y), "divide by 255"),
     "empty": (lambda X, y: (X[:0], y[:0]), "0 sample"),

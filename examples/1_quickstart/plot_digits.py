@@ -125,6 +125,7 @@ for sp in (0.01, 0.05, 0.1):
     low, high = false_alarm_interval(sp, len(X_test), n_calibration=len(X_new))
     alarms = np.mean(defender.predict(X_test) == -1)
     print(f"  SP = {sp:4.0%}   {alarms:5.1%}   [{low:.1%}, {high:.1%}]")
+print(f"({len(X_new)} images calibrate: with more of them, chance allows less)")
 
 # %%
 # Pictures

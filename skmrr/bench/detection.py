@@ -215,13 +215,14 @@ def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) ->
     right = rows[f"{CLEAN}, victim right"] / rows[CLEAN]
     costs = frames["cost"].drop(columns="seed").groupby("detector", sort=False).mean()
     n = len(seeds)
+    pooled = "The paper pools all strengths of an attack. " if paper else ""
     return "\n\n".join(
         [
             f"{'One seed' if n == 1 else f'Mean of {n} seeds (least–greatest)'}. "
             "Successes of attacks on images that the victim classifies "
             "rightly; the clean side is all clean test images, the victim's own errors "
             "included. Worst case: of each image that all attacks began from, the success that the "
-            f"detector finds most normal. The paper pools all strengths of an attack. {SAID[name]}",
+            f"detector finds most normal. {pooled}{SAID[name]}",
             *parts,
             "### Share of clean images flagged at the calibrated threshold",
             markdown(alarms.unstack(["security_parameter", "rows"], sort=False).pipe(_flat)),

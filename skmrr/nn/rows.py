@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+NOT_FINITE = "Input X contains NaN or infinity; drop or repair those rows."
 SMALL_PART = 0.02  # less of the declared range is another scale: 0 to 1, say, of 0 to 255
 
 
@@ -113,7 +114,7 @@ class Rows:
 def check_values(batch: Tensor, clip_values=None) -> None:
     """Raise a ValueError that names the cure if `batch` holds values no network should see."""
     if batch.is_floating_point() and not torch.isfinite(batch).all():
-        raise ValueError("Input X contains NaN or infinity; drop or impute those rows.")
+        raise ValueError(NOT_FINITE)
     if clip_values is not None:
         check_range(float(batch.min()), float(batch.max()), clip_values)
 
