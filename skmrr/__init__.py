@@ -1,25 +1,34 @@
 """Calibrated detection of adversarial inputs to torch classifiers, as scikit-learn estimators."""
 
-from skmrr.base import BaseDetector
+from skmrr.base import BaseDetector, StatisticDetector
 from skmrr.calibration import ConformalSurvival
-from skmrr.dictionary import InputDictionaryDefender
+from skmrr.defenders import (
+    CertifiedDefender,
+    InputDictionaryDefender,
+    LatentDefender,
+    MarginDetector,
+    NoiseDefender,
+    default_defenders,
+)
 from skmrr.ensemble import MRREnsemble
 from skmrr.features import FeatureExtractor
-from skmrr.latent import LatentDefender
 from skmrr.nn.replica import replicate
-from skmrr.noise import NoiseDefender
 from skmrr.threshold import FixedThresholdDetector
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BaseDetector",
+    "CertifiedDefender",
     "ConformalSurvival",
     "FeatureExtractor",
     "FixedThresholdDetector",
     "InputDictionaryDefender",
     "LatentDefender",
     "MRREnsemble",
+    "MarginDetector",
     "NoiseDefender",
+    "StatisticDetector",
+    "default_defenders",
     "replicate",
 ]

@@ -3,26 +3,33 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from skmrr._sklearn import Interval, fit_context
 from skmrr.calibration import ConformalSurvival
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.detector import DetectorModule
-from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device
-from skmrr.nn.inference import check_classifier, predict_labels
+from skmrr.nn.detector_module import DetectorModule, Evidence
+from skmrr.nn.fusion import Alone, Fusion
+from skmrr.nn.members import Members
+from skmrr.nn.placement import module_device
 from skmrr.nn.rows import Rows
+from skmrr.nn.statistic import Statistic
+from skmrr.nn.tapped import Tapped
+from skmrr.nn.trials import check_classifier, predict_labels
+from skmrr.reading import RowReader
 from skmrr.threshold import ADVERSARIAL, RiskMixin
 from skmrr.validation import check_enough, check_known, check_labels
 
@@ -31,16 +38,62 @@ MAX_COMPARED_ROWS = 500  # where none are held out
 LEAST_AGREEMENT = 0.5  # share of the classifier's decisions that are y
 
 
-class BaseDetector(RiskMixin, NetworkEstimator, ABC):
+@dataclass(eq=False, repr=False)
+class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     """Base of all detectors: validates, splits, calibrates and scores.
 
-    A subclass has the parameters ``classifier``, ``security_parameter``,
-    ``calibration_fraction``, ``input_shape``, ``clip_values``, ``batch_size``, ``device`` and
-    ``random_state``, and implements `_fit_statistic`. See "Adding a detector" in the
-    documentation.
+    A detector is a dataclass: its fields are its parameters, those below and its own. For one that
+    rests on a single statistic derive from `StatisticDetector`.
+
+    Parameters
+    ----------
+    classifier : nn.Module, optional
+        The victim, rows of X → logits. It is only asked, never changed.
+    security_parameter : float, default=0.01
+        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
+        verdicts and nothing else.
+    calibration_fraction : float, default=0.2
+        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
+    input_shape : tuple of int, optional
+        Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
+    clip_values : tuple of float, optional
+        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
+    batch_size : int, default=256
+        Rows per pass. Scores do not depend on it.
+    device : str or torch.device, default="auto"
+        Where `fit` computes and the fitted detector lives; ``"auto"`` is where the networks among
+        the parameters live, else the CPU.
+    random_state : int, RandomState or None, default=None
+        Seed of the split and of whatever else is random in `fit`.
+    verbose : bool, default=False
+        Whether to show progress bars.
+
+    Attributes
+    ----------
+    evidence_ : skmrr.nn.Evidence
+        Classifier and fitted statistics, before calibration.
+    module_ : skmrr.nn.DetectorModule
+        The fitted and calibrated detector, ``forward(x, labels)`` → score, differentiable.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    offset_ : float
+        Threshold on the score, log(`security_parameter`).
+    n_features_in_, input_shape_ : int, tuple of int
+        Values in a row of X; shape of a row as the networks see it.
     """
 
-    _parameter_constraints: dict = {
+    classifier: nn.Module | None = None
+    _: KW_ONLY
+    security_parameter: float = 0.01
+    calibration_fraction: float = 0.2
+    input_shape: Sequence[int] | None = None
+    clip_values: Sequence[float] | None = None
+    batch_size: int = 256
+    device: str | torch.device = "auto"
+    random_state: int | np.random.RandomState | None = None
+    verbose: bool = False
+
+    _parameter_constraints: ClassVar[dict] = {
         "classifier": [nn.Module, None],
         "security_parameter": [Interval(Real, 0, 1, closed="neither")],
         "calibration_fraction": [Interval(Real, 0, 1, closed="left")],
@@ -49,17 +102,23 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "random_state": ["random_state"],
+        "verbose": ["verbose"],
     }
 
+    _calibrated_apart: ClassVar[bool] = False
+    """Whether half of the calibration rows calibrate the members, the other half their fusion."""
+    _trains: ClassVar[bool] = True
+    """Whether there is anything to fit before the calibration."""
+
     @abstractmethod
-    def _fit_statistic(
+    def _fit_members(
         self,
         rows: Rows,
         columns: np.ndarray,
         train: np.ndarray,
         random_state: np.random.RandomState,
-    ) -> nn.Module:
-        """Fit on the rows at `train` and return a module rows → oddness under each class.
+    ) -> Members:
+        """Fit statistics on the rows at `train`.
 
         Parameters
         ----------
@@ -73,7 +132,19 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
             The only source of randomness.
         """
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @abstractmethod
+    def _fit_calibration(self, values: np.ndarray, columns: np.ndarray) -> tuple[nn.Module, Fusion]:
+        """Fit what turns statistics into log-survivals, and these into one.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, n_members)
+            Statistics of clean rows that nothing was fitted on.
+        columns : ndarray of shape (n_rows,)
+            Index of each row's class in ``classes_``.
+        """
+
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, *, labels=None):
         """Fit on clean rows, and calibrate on a share of them held out.
 
@@ -119,25 +190,34 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
     def _fit(self, X, y, labels):
         rows = self._read_rows(X, reset=True)
         rows.check(self.batch_size)
-        if self.classifier is not None:
-            check_classifier(self.classifier, rows, self.device)
-        y = self._class_labels(y, rows)
+        classifier = self._tapped()
+        if classifier is not None:
+            check_classifier(classifier, rows)
+        y = self._class_labels(y, rows, classifier)
         random_state = check_random_state(self.random_state)
         train, held_out = self._split(np.flatnonzero(y != ADVERSARIAL), random_state)
-        self.classes_ = np.unique(y[train])
         asked = held_out if len(held_out) else train[:: math.ceil(len(train) / MAX_COMPARED_ROWS)]
-        decided = self._decisions(rows, labels, asked)
+        decided = self._decisions(classifier, rows, labels, asked)
         if decided is not None:
             if len(held_out):
-                check_known(decided, self.classes_)  # before any training is lost
-            if self.classifier is not None:
+                check_known(decided, np.unique(y[train]))  # before any training is lost
+            if classifier is not None:
                 _warn_if_numbered_otherwise(y[asked], decided)
-        columns = np.searchsorted(self.classes_, y)
-        statistic = self._fit_statistic(rows, columns, train, random_state)
-        self.module_ = eval_but(self._new_module(statistic), self.classifier)
+        self._fit_evidence(rows, y, train, random_state)
         if len(held_out):
             self._calibrate(rows, decided, held_out)
         return self
+
+    def _fit_evidence(self, rows: Rows, y, train: np.ndarray, random_state) -> None:
+        """Fit on checked rows, and leave the calibration to the caller."""
+        vars(self).pop("module_", None)
+        self.input_shape_ = rows.shape
+        self.n_features_in_ = math.prod(rows.shape)
+        self.classes_ = np.unique(y[train])
+        columns = np.searchsorted(self.classes_, y)
+        members = self._fit_members(rows, columns, train, random_state)
+        evidence = Evidence(self._tapped(members.taps), members, torch.as_tensor(self.classes_))
+        self.evidence_ = evidence.to(self._device()).eval()
 
     def calibrate(self, X, *, labels=None):
         """Replace the calibration by one on rows that neither detector nor classifier has seen.
@@ -157,9 +237,10 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         Raises
         ------
         ValueError
-            If there are fewer rows than `security_parameter` needs: 1 / SP − 1.
+            If there are fewer rows than `security_parameter` needs, 1 / SP − 1, or the detector
+            was not fitted on the class of one.
         """
-        check_is_fitted(self, "module_")
+        check_is_fitted(self, "evidence_")
         rows, labels = self._read_for_scoring(X, labels)
         check_enough(self._n_ranked(len(rows)), self.security_parameter, len(rows))
         self._calibrate(rows, labels)
@@ -179,16 +260,16 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            In (−∞, 0].
+            In (−∞, 0]; the lowest finite number for a class that the detector was not fitted on.
         """
-        return self._score(X, labels)[0]
+        return self._judge(X, labels)[0]
 
     def classify(self, X, *, labels=None):
         """Class of each row, shape (n_samples,), or −1 for "don't know" where it is flagged.
 
         The class is the classifier's decision, and without a classifier the nearest class.
         """
-        scores, columns = self._score(X, labels)
+        scores, columns, _ = self._judge(X, labels)
         return np.where(scores >= self.offset_, self.classes_[columns], ADVERSARIAL)
 
     def defended_classifier(self, *, security_parameter=None, **params) -> DefendedClassifier:
@@ -204,122 +285,134 @@ class BaseDetector(RiskMixin, NetworkEstimator, ABC):
         Returns
         -------
         skmrr.nn.DefendedClassifier
-            Rows → the classifier's logits and one more, "flagged". It shares the networks.
+            Rows → the classifier's logits and one more, "flagged". It shares the tensors.
 
         Raises
         ------
         ValueError
-            If the detector has no classifier.
+            If there is no classifier.
         """
         self._check_calibrated()
-        if self.classifier is None:
-            raise ValueError("There is no classifier to defend: give classifier=….")
         sp = self.security_parameter if security_parameter is None else security_parameter
-        return eval_but(
-            DefendedClassifier(self.classifier, self.module_, sp, **params), self.classifier
-        )
+        return DefendedClassifier(self.module_, sp, **params).eval()
 
-    def _score(self, X, labels) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and the columns of the classes that they were taken under."""
+    def _judge(self, X, labels) -> tuple[np.ndarray, ...]:
+        """Score, class column and members' log-survivals of each row."""
         self._check_calibrated()
-        rows, labels = self._read_for_scoring(X, labels)
-        return self._stream(rows, labels, self.module_.scores_at)
+        return self._stream(self.module_.judge, *self._read_for_scoring(X, labels))
 
     def _check_calibrated(self) -> None:
-        check_is_fitted(self, "module_")
-        if self.module_.calibration is None:
+        check_is_fitted(self, "evidence_")
+        if not hasattr(self, "module_"):
             raise NotFittedError(
                 f"This {type(self).__name__} was fitted with calibration_fraction=0; call "
                 "calibrate(X) with clean rows before scoring."
             )
 
-    def _new_module(self, statistic: nn.Module) -> DetectorModule:
-        return DetectorModule(statistic, torch.as_tensor(self.classes_))
-
     def _n_ranked(self, n_rows: int) -> int:
         """Of so many calibration rows, how many set the threshold."""
-        return n_rows
+        return n_rows - n_rows // 2 if self._calibrated_apart else n_rows
 
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
-        statistic, columns = self._stream(rows, labels, self.module_.statistic_at, indices)
-        calibration = ConformalSurvival.fit(statistic, columns, len(self.classes_))
-        calibration.to(module_device(self.module_))
+        values, columns, is_known = self._stream(self.evidence_, rows, labels, indices)
+        if not is_known.all():
+            raise ValueError(
+                f"The classifier names a class that the detector was not fitted on for "
+                f"{np.sum(~is_known)} calibration rows (the first is row "
+                f"{np.flatnonzero(~is_known)[0]}); leave them out, or fit on rows of every class."
+            )
         # A new module: copies of this detector may share the old one.
-        module = DetectorModule(self.module_.statistic, self.module_.classes, calibration)
-        self.module_ = eval_but(module, self.classifier)
+        module = DetectorModule(self.evidence_, *self._fit_calibration(values, columns))
+        self.module_ = module.to(module_device(self.evidence_)).eval()
 
-    def _stream(self, rows, labels, judge, indices=None) -> tuple[np.ndarray, np.ndarray]:
-        """Values and class columns that `judge` gives all rows, or those at `indices`."""
+    @torch.no_grad()
+    def _stream(
+        self, judge: Callable[..., tuple[Tensor, ...]], rows: Rows, labels, indices=None
+    ) -> tuple[np.ndarray, ...]:
+        """What `judge` finds in all rows, or those at `indices`, batch by batch."""
+        device = module_device(self.evidence_)
+        n_rows = len(rows) if indices is None else len(indices)
         parts = []
-        with closing(self._decided_batches(rows, labels, indices)) as batches:
-            for _, x, decided in batches:
-                values, columns = judge(x, decided)
-                parts.append((values.cpu().numpy(), columns.cpu().numpy()))
-        values, columns = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return values.astype(np.float64, copy=False), columns
-
-    def _decided_batches(self, rows, labels, indices=None):
-        """Yield (positions, x, decisions or None), with the module at hand and no gradients.
-
-        Close it, so that an error between two batches leaves the networks as they were.
-        """
-        device = resolve_device(self.device, self.module_, self.classifier)
-        with evaluating(self.module_, self.classifier, device=device), torch.no_grad():
+        with tqdm(total=n_rows, desc="rows", disable=not self.verbose, leave=False) as bar:
             for positions, batch in rows.batches(self.batch_size, indices):
-                decided = self._decide(batch, None if labels is None else labels[positions])
-                yield positions, as_input(batch, self.module_, device), decided
+                decided = None
+                if labels is not None:
+                    decided = torch.as_tensor(labels[positions], device=device)
+                parts.append([found.cpu() for found in judge(batch.to(device), decided)])
+                bar.update(len(batch))
+        return tuple(torch.cat(found).numpy() for found in zip(*parts, strict=True))
 
-    def _decide(self, batch, labels) -> torch.Tensor | None:
-        """Classifier's decisions for a batch: those given, or asked for, or None."""
-        if labels is None:
-            labels = self._ask(batch)
-        if labels is None:
+    def _tapped(self, taps: Sequence[str] = ()) -> Tapped | None:
+        """Classifier as it is scored with; None without one."""
+        if self.classifier is None:
             return None
-        return torch.as_tensor(labels, device=module_device(self.module_))
-
-    def _ask(self, batch) -> torch.Tensor | None:
-        """Classifier's decisions for a batch; None without one, or where the module asks it."""
-        if self.classifier is None or self.module_.asks:
-            return None
-        device = module_device(self.module_)
-        return self.classifier(as_input(batch, self.classifier, device)).argmax(1)
+        return Tapped(self.classifier, taps, self._device())
 
     def _split(self, clean: np.ndarray, random_state) -> tuple[np.ndarray, np.ndarray]:
         if len(clean) == 0:
             raise ValueError("Every row of y is -1 (adversarial); fit needs clean rows.")
         if self.calibration_fraction == 0:
             return clean, clean[:0]
-        train, held_out = train_test_split(
-            clean, test_size=self.calibration_fraction, random_state=random_state
-        )
-        n_ranked = self._n_ranked(len(held_out))
-        check_enough(n_ranked, self.security_parameter, len(clean))
+        train = held_out = clean
+        if self._trains:
+            train, held_out = train_test_split(
+                clean, test_size=self.calibration_fraction, random_state=random_state
+            )
+        check_enough(self._n_ranked(len(held_out)), self.security_parameter, len(clean))
         return np.sort(train), np.sort(held_out)
 
     def _read_for_scoring(self, X, labels) -> tuple[Rows, np.ndarray | None]:
         rows = self._read_rows(X, reset=False)
-        if labels is not None:
-            labels = check_labels(labels, len(rows), "labels")
-            check_known(labels, self.classes_)
-        return rows, labels
+        return rows, None if labels is None else check_labels(labels, len(rows), "labels")
 
-    def _decisions(self, rows: Rows, labels, indices: np.ndarray) -> np.ndarray | None:
+    def _decisions(self, classifier, rows: Rows, labels, indices: np.ndarray) -> np.ndarray | None:
         """Classifier's decisions for the rows at `indices`: those given, or asked for, or None."""
         if labels is not None:
             return check_labels(labels, len(rows), "labels")[indices]
-        if self.classifier is None:
+        if classifier is None:
             return None
-        return predict_labels(self.classifier, rows, self.batch_size, self.device, indices)
+        return predict_labels(classifier, rows, self.batch_size, indices)
 
-    def _class_labels(self, y, rows: Rows) -> np.ndarray:
+    def _class_labels(self, y, rows: Rows, classifier) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""
         if y is None:
             y = rows.labels(self.batch_size)
-        if y is None and self.classifier is not None:
-            y = predict_labels(self.classifier, rows, self.batch_size, self.device)
+        if y is None and classifier is not None:
+            y = predict_labels(classifier, rows, self.batch_size)
         if y is None:
             y = np.zeros(len(rows), dtype=np.int64)
         return check_labels(y, len(rows), "y")
+
+    def _refuse_unused(self, *names: str, because: str) -> None:
+        """Raise a ValueError if a parameter that has no effect was set all the same."""
+        changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
+        if changed:
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
+            raise ValueError(f"{given} has no effect: {because}.")
+
+
+@dataclass(eq=False, repr=False)
+class StatisticDetector(BaseDetector):
+    """Base of detectors that rest on one statistic: implement `_fit_statistic`.
+
+    Parameters are those of `BaseDetector`. See "Adding a detector" in the documentation.
+    """
+
+    @abstractmethod
+    def _fit_statistic(
+        self,
+        rows: Rows,
+        columns: np.ndarray,
+        train: np.ndarray,
+        random_state: np.random.RandomState,
+    ) -> Statistic:
+        """Fit a statistic on the rows at `train`; parameters are those of `_fit_members`."""
+
+    def _fit_members(self, rows, columns, train, random_state):
+        return Members([self._fit_statistic(rows, columns, train, random_state)])
+
+    def _fit_calibration(self, values, columns):
+        return ConformalSurvival.fit(values, columns, len(self.classes_)), Alone()
 
 
 def _warn_if_numbered_otherwise(y: np.ndarray, decided: np.ndarray) -> None:

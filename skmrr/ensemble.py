@@ -1,141 +1,89 @@
 """The ensemble: many defenders, one risk, one promise of false alarms."""
 
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils import Bunch, check_array, check_random_state
-from sklearn.utils._optional_dependencies import check_pandas_support
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.metaestimators import _BaseComposition
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import Bunch, check_random_state
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from skmrr.base import BaseDetector
-from skmrr.calibration import ConformalSurvival, MemberSurvivals
-from skmrr.latent import MAX_TOLERANCE_ROWS, LatentDefender
-from skmrr.members import (
-    LATENT,
-    MAX_SEED,
-    as_member,
-    detector_of,
-    is_frozen,
-    latent_defenders,
-    prepared,
-    unfrozen,
-)
+from skmrr._sklearn import BaseComposition, Interval, StrOptions, check_pandas_support
+from skmrr.base import BaseDetector, StatisticDetector
+from skmrr.calibration import ConformalSurvival
+from skmrr.defenders.defaults import default_defenders
+from skmrr.defenders.latent import LatentDefender
+from skmrr.defenders.margin import MarginDetector
+from skmrr.defenders.realigned import MAX_SEED, measure_tolerance
+from skmrr.joining import as_statistic, check_fitted, detector_of, is_frozen, unfrozen
 from skmrr.nn.chain import move_apart
-from skmrr.nn.detector import DetectorModule, LatentStatistic
-from skmrr.nn.ensemble import EnsembleModule, MemberStatistics
-from skmrr.nn.fusion import Fusion
-from skmrr.nn.hooks import eval_but, module_device
+from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
+from skmrr.nn.detector_module import DetectorModule
+from skmrr.nn.fusion import Alone, CalibratedFusion, FusionRule
+from skmrr.nn.members import Members
+from skmrr.nn.placement import module_device
 from skmrr.nn.rows import Rows
-from skmrr.noise import NoiseDefender
+from skmrr.nn.statistic import MarginStatistic
 from skmrr.threshold import ADVERSARIAL
-from skmrr.validation import check_enough
 
-SPARSE_WEIGHT = 0.25  # chosen on tuning seeds of MNIST and CIFAR-10
-MARGIN = "classifier"  # name of the member that is the classifier's own margin
+Member = tuple[str, Any, float]
 
 
-class MRREnsemble(_BaseComposition, BaseDetector):
+@dataclass(eq=False, repr=False)
+class MRREnsemble(BaseComposition, BaseDetector):
     """Ensemble of defenders: members' risks fused into one, whose threshold is a false-alarm rate.
 
-    The classifier is asked once per batch and its decision handed to all members. Each gives a
-    p-value by clean rows; a fusion of these is calibrated anew on clean rows that no member was
-    calibrated on, so that P(false alarm) ≤ `security_parameter` for any number of members.
+    The classifier is asked once per batch, and all members see that pass. Each gives a p-value by
+    clean rows; a fusion of these is calibrated anew on clean rows that no member was calibrated
+    on, so that P(false alarm) ≤ `security_parameter` for any number of members. With a
+    `MarginDetector` among the members, the p-value of a member that depends on the margin is taken
+    among clean rows of about the same margin: a defender's doubts mean less where the classifier
+    has them too.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits. It is only asked, never changed.
-    layer : str, optional
-        Checkpoint of the default latent defenders: dotted name of a layer of the classifier. By
-        default the input of its last linear layer.
-    n_defenders : int, optional
-        Number of latent defenders, 1 by default: others of the same kind see the same. Of explicit
-        `defenders`, how many of the first to use, all by default.
-    input_defender : bool, default=True
-        Whether defenders that look at the input itself, two `NoiseDefender`, join the default
-        members.
-    margin : bool, default=True
-        Whether the classifier's own margin joins the members, at no cost, under the name
-        ``"classifier"``. The p-value of a member that depends on it is then taken among clean rows
-        of which the classifier is about as sure: a defender's doubts mean less where the
-        classifier has them too. Without a classifier there is none.
-    defenders : list of (str, estimator), optional
-        Members instead of the default ones: detectors, or Pipelines that end in one. Each is cloned
-        and fitted, unless frozen by ``sklearn.frozen.FrozenEstimator``: then it is used as it is. A
-        Pipeline that begins with a `FeatureExtractor` of `classifier` costs no pass of its own.
-    estimator : LatentDefender, optional
-        Template of the default latent defenders. By default ``LatentDefender(
-        exploration_radius="auto", learning_rate=3e-3)``, without exploration where there is no
-        classifier.
-    width : float, default=1.0
-        Share of the classifier's channels and units that a default latent defender has. At 1 it
-        starts as a copy of the classifier, below it is trained from scratch and costs less.
-    chain : bool, default=False
-        Whether each latent defender is trained on rows moved along the gradient of those before
-        it, as published, instead of independently of them.
-    chain_step : float, optional
-        Length, in the units of X, of a step along the signs of that gradient. By default the
-        gradient itself is added, as published.
+    defenders : list of (str, estimator, float), optional
+        Members: name, detector or Pipeline that ends in one, weight w_k ≥ 0. By default those of
+        ``default_defenders(classifier)``. Each is cloned and fitted, unless frozen by
+        ``sklearn.frozen.FrozenEstimator``: then it is used as it is. It takes from the ensemble
+        what it has not been given: ``classifier`` where it needs one, ``clip_values``,
+        ``input_shape``, ``device`` and seed. A Pipeline that begins with a `FeatureExtractor` of
+        `classifier` costs no pass of its own.
     fusion : {"noisy_or", "harmonic", "max"}, default="noisy_or"
         From p-values p_k to one: Fisher's Σ w_k log p_k, the noisy-OR of the risks 1 − p_k; their
         harmonic mean, in which a member that sees nothing takes less from one that does; or the
-        smallest p_k / w_k. Changed on a fitted ensemble it counts from the next `calibrate` on, as
-        do the weights.
-    weights : array-like of shape (n_members,), optional
-        Weights w_k ≥ 0 of the members in the order of `member_names_`. By default 1, but
-        that the default latent defenders, which see much the same, have one say together, and the
-        default defender against sparse noise, which most attacks do not concern, a quarter of one.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted ensemble changes the
-        verdicts and nothing else.
+        smallest p_k / w_k. Changed on a fitted ensemble it counts from the next `calibrate` on.
+    chain : "gradient" or float, optional
+        Whether each latent defender is trained on rows moved along the gradient of those before
+        it: by ``"gradient"`` itself, as published, or by steps of that length, in the units of X,
+        along its signs. By default they are trained independently of each other.
     calibration_fraction : float, default=0.2
         Share of the clean rows that `fit` holds out to calibrate on, half of them the members,
         half the fusion; 0 leaves that to `calibrate`. With frozen members alone there is nothing
-        else to fit, and all rows calibrate the fusion.
-    input_shape : tuple of int, optional
-        Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
-    batch_size : int, default=512
-        Rows per forward pass. Scores do not depend on it.
+        else to fit, and all rows calibrate.
     n_jobs : int, optional
         Members fitted at a time, as joblib counts them: None is 1, -1 all processors.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives.
-    random_state : int, RandomState or None, default=None
-        Seed of splits and of members that have none of their own.
-    verbose : bool, default=False
-        Whether to show a progress bar.
 
     Attributes
     ----------
     named_defenders_ : Bunch
         Fitted members by name.
-    weights_ : ndarray of shape (n_members,)
-        Weights in use.
-    module_ : skmrr.nn.EnsembleModule
-        The fitted ensemble, ``forward(x, labels)`` → score, differentiable but for steps of a
-        Pipeline that are not torch's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
     member_names_ : list of str
-        Names of all members, the classifier's margin included, in the order of weights.
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the networks see it.
+        Names of the members.
+    weights_ : ndarray of shape (n_members,)
+        Their weights.
 
     See Also
     --------
-    LatentDefender, NoiseDefender, InputDictionaryDefender : Members.
+    default_defenders : The default members, with more settings.
 
     References
     ----------
@@ -147,80 +95,40 @@ class MRREnsemble(_BaseComposition, BaseDetector):
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from skmrr import LatentDefender, MRREnsemble
+    >>> from skmrr import LatentDefender, MRREnsemble, default_defenders
     >>> X, y = load_digits(return_X_y=True)
-    >>> ensemble = MRREnsemble(
-    ...     estimator=LatentDefender(max_epochs=2), n_defenders=3, random_state=0
-    ... ).fit(X[:1500] / 16, y[:1500])
+    >>> members = default_defenders(latent=LatentDefender(max_epochs=2), n_latent=3)
+    >>> ensemble = MRREnsemble(defenders=members, random_state=0).fit(X[:1500] / 16, y[:1500])
     >>> list(ensemble.named_defenders_)
     ['latent_0', 'latent_1', 'latent_2', 'dense', 'sparse']
     >>> ensemble.member_risks(X[1500:] / 16).shape
     (297, 5)
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
-        "layer": [str, None],
-        "n_defenders": [Interval(Integral, 1, None, closed="left"), None],
-        "input_defender": ["boolean"],
-        "margin": ["boolean"],
-        "defenders": [list, None],
-        "estimator": [LatentDefender, None],
-        "width": [Interval(Real, 0, 1, closed="right")],
-        "chain": ["boolean"],
-        "chain_step": [Interval(Real, 0, None, closed="neither"), None],
-        "fusion": [StrOptions({"noisy_or", "harmonic", "max"})],
-        "weights": ["array-like", None],
-        "n_jobs": [Integral, None],
-        "verbose": ["verbose"],
-    }
+    _: KW_ONLY
+    defenders: Sequence[Member] | None = None
+    fusion: str = "noisy_or"
+    chain: float | str | None = None
+    n_jobs: int | None = None
 
-    def __init__(
-        self,
-        classifier=None,
-        layer=None,
-        *,
-        n_defenders=None,
-        input_defender=True,
-        margin=True,
-        defenders=None,
-        estimator=None,
-        width=1.0,
-        chain=False,
-        chain_step=None,
-        fusion="noisy_or",
-        weights=None,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=512,
-        n_jobs=None,
-        device="auto",
-        random_state=None,
-        verbose=False,
-    ):
-        self.classifier = classifier
-        self.layer = layer
-        self.n_defenders = n_defenders
-        self.input_defender = input_defender
-        self.margin = margin
-        self.defenders = defenders
-        self.estimator = estimator
-        self.width = width
-        self.chain = chain
-        self.chain_step = chain_step
-        self.fusion = fusion
-        self.weights = weights
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.n_jobs = n_jobs
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    _parameter_constraints: ClassVar[dict] = {
+        **BaseDetector._parameter_constraints,
+        "defenders": [list, None],
+        "fusion": [StrOptions({"noisy_or", "harmonic", "max"})],
+        "chain": [StrOptions({"gradient"}), Interval(Real, 0, None, closed="neither"), None],
+        "n_jobs": [Integral, None],
+    }
+    _calibrated_apart: ClassVar[bool] = True
+
+    @property
+    def _named_members(self) -> list[tuple[str, Any]]:
+        """Members without their weights, as scikit-learn's compositions have them."""
+        return [(name, member) for name, member, _ in self.defenders or ()]
+
+    @_named_members.setter
+    def _named_members(self, named) -> None:
+        weights = [weight for *_, weight in self.defenders or ()]
+        self.defenders = [(*pair, weight) for pair, weight in zip(named, weights, strict=True)]
 
     def get_params(self, deep=True):
         """Parameters by name, those of explicit members included.
@@ -234,7 +142,9 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         -------
         dict
         """
-        return self._get_params("defenders", deep=deep)
+        return self._get_params(
+            "_named_members" if _are_members(self.defenders) else "defenders", deep=deep
+        )
 
     def set_params(self, **params):
         """Set parameters; a member's name replaces that member.
@@ -248,7 +158,9 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         -------
         self : object
         """
-        return self._set_params("defenders", **params)
+        if "defenders" in params:
+            self.defenders = params.pop("defenders")
+        return self._set_params("_named_members", **params)
 
     def member_risks(self, X, *, labels=None):
         """Risk of each row by each member: who raised the alarm.
@@ -266,98 +178,101 @@ class MRREnsemble(_BaseComposition, BaseDetector):
             In [0, 1], a column for each member.
         """
         pandas = check_pandas_support("MRREnsemble.member_risks")
-        self._check_calibrated()
-        rows, labels = self._read_for_scoring(X, labels)
-        log_survivals, _ = self._stream(rows, labels, self.module_.log_survivals)
+        log_survivals = self._judge(X, labels)[2]
         return pandas.DataFrame(
             0.0 - np.expm1(log_survivals),
             columns=self.member_names_,
             index=X.index if isinstance(X, pandas.DataFrame) else None,
         )
 
-    def _fit_statistic(self, rows, columns, train, random_state):
-        named = self._named_members(rows, train, random_state)
-        with_margin = self.margin and self.classifier is not None
-        self.member_names_ = [MARGIN] * with_margin + [name for name, _ in named]
-        self._resolve_weights()
-        for name, member in named:
-            if is_frozen(member):
-                self._check_fitted_member(name, detector_of(member))
-        y = np.full(len(rows), ADVERSARIAL)
-        y[train] = self.classes_[columns[train]]
-        members = [member for _, member in named]
-        fitted = (self._fit_chain if self.chain else self._fit_apart)(members, rows, y, train)
-        self._fitted_here = [name for name, member in named if not is_frozen(member)]
-        self.named_defenders_ = Bunch(
-            **{name: unfrozen(member) for (name, _), member in zip(named, fitted, strict=True)}
-        )
-        return MemberStatistics(
-            [as_member(member, self.classifier) for member in self.named_defenders_.values()],
-            self.classifier,
-            with_margin,
-        )
+    @property
+    def _trains(self) -> bool:
+        """Whether any member is still to be fitted."""
+        return not all(is_frozen(member) for _, member, _ in self._members())
 
-    def _named_members(self, rows, train, random_state) -> list[tuple]:
-        """Names of the members, and the members before they are fitted."""
-        if self.defenders is not None:
-            return [
-                (name, prepared(member, random_state.randint(MAX_SEED)))
-                for name, member in self._chosen()
-            ]
-        shared = {
-            "clip_values": self.clip_values,
-            "input_shape": self.input_shape,
-            "device": self.device,
-            "security_parameter": self.security_parameter,
-            "calibration_fraction": 0.0,
-        }
-        named: list[tuple] = latent_defenders(
-            self.n_defenders or 1,
-            self.estimator or default_defender(),
-            self.classifier,
-            self.layer,
-            self.width,
-            rows.take(random_state.permutation(train)[:MAX_TOLERANCE_ROWS]),
-            random_state,
-            **shared,
-        )
-        if self.input_defender:
-            for noise in ("dense", "sparse"):
-                seed = random_state.randint(MAX_SEED)
-                named.append((noise, NoiseDefender(noise=noise, random_state=seed, **shared)))
-        return named
-
-    def _chosen(self) -> list[tuple]:
-        """Explicit members in use.
+    def _members(self) -> Sequence[Member]:
+        """Members in use, before they are fitted.
 
         Raises
         ------
         ValueError
-            If there is none, or names are not unique or hold ``"__"``.
+            If there is none, names are not unique or hold ``"__"``, or the weights mean nothing.
         TypeError
-            If they are no pairs, or hold something else than detectors.
+            If they are no triples, or hold something else than detectors.
         """
+        if self.defenders is None:
+            return default_defenders(self.classifier)
         if not self.defenders:
             raise ValueError("defenders=[] names no member; give one at least, or None.")
-        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in self.defenders):
-            raise TypeError("defenders must hold pairs: defenders=[('name', detector), …].")
-        self._validate_names([name for name, _ in self.defenders])
-        for _, member in self.defenders:
-            detector_of(member)
-        return self.defenders[: self.n_defenders]
-
-    def _check_fitted_member(self, name: str, detector: BaseDetector) -> None:
-        check_is_fitted(detector, "module_")
-        if not np.array_equal(detector.classes_, self.classes_):
-            raise ValueError(
-                f"Member {name!r} was fitted on classes {detector.classes_.tolist()}, the ensemble "
-                f"on {self.classes_.tolist()}; fit both on the same ones."
+        if not _are_members(self.defenders):
+            raise TypeError(
+                "defenders must hold triples: defenders=[('name', detector, weight), …]."
             )
+        self._validate_names([name for name, *_ in self.defenders])
+        for _, member, _ in self.defenders:
+            detector_of(member)
+        weights = [weight for *_, weight in self.defenders]
+        if not all(isinstance(w, Real) and np.isfinite(w) and w >= 0 for w in weights) or not any(
+            weights
+        ):
+            raise ValueError(
+                f"The members' weights {weights} must be numbers, none negative and not all zero."
+            )
+        return self.defenders
+
+    def _fit_members(self, rows, columns, train, random_state):
+        members = self._members()
+        self.member_names_ = [name for name, *_ in members]
+        self.weights_ = np.array([float(weight) for *_, weight in members])
+        prepared = self._prepared([member for _, member, _ in members], rows, train, random_state)
+        for name, member in zip(self.member_names_, prepared, strict=True):
+            if is_frozen(member):
+                check_fitted(name, detector_of(member), self.classes_)
+        y = np.full(len(rows), ADVERSARIAL)
+        y[train] = self.classes_[columns[train]]
+        fit = self._fit_apart if self.chain is None else self._fit_chain
+        fitted = fit(prepared, rows, y, train)
+        self._fitted_here = [not is_frozen(member) for member in prepared]
+        self.named_defenders_ = Bunch(
+            **dict(zip(self.member_names_, map(unfrozen, fitted), strict=True))
+        )
+        home = self._device()
+        statistics = [
+            as_statistic(member, self.classifier, rows.shape, home)
+            for member in self.named_defenders_.values()
+        ]
+        return Members(statistics, rows.shape)
+
+    def _prepared(self, members, rows, train, random_state) -> list:
+        """Clones of the members, given what they take from the ensemble."""
+        members = [clone(member) for member in members]
+        detectors = [detector_of(member) for member in members if not is_frozen(member)]
+        explorers = [
+            detector
+            for detector in detectors
+            if isinstance(detector, LatentDefender) and detector.exploration_radius == "auto"
+        ]
+        if explorers and self.classifier is not None:  # measured once for all
+            radius = measure_tolerance(self.classifier, rows, train, self.clip_values, random_state)
+            for explorer in explorers:
+                explorer.set_params(exploration_radius=radius)
+        for member, detector in [(m, detector_of(m)) for m in members if not is_frozen(m)]:
+            detector.set_params(calibration_fraction=0.0)
+            seed = int(random_state.randint(MAX_SEED))
+            if detector.random_state is None:
+                detector.set_params(random_state=seed)
+            if detector.device == "auto":
+                detector.set_params(device=self.device)
+            if not isinstance(member, Pipeline):
+                for name in ("clip_values", "input_shape"):
+                    if getattr(detector, name) is None:
+                        detector.set_params(**{name: getattr(self, name)})
+        return members
 
     def _fit_apart(self, members, rows, y, train) -> list:
         """Fit the members independently of each other."""
         new = [member for member in members if not is_frozen(member)]
-        jobs = (delayed(member.fit)(*_training_rows(member, rows, y, train)) for member in new)
+        jobs = (delayed(_fit_member)(member, self.classifier, rows, y, train) for member in new)
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
         fitted = iter(tqdm(fitted, "defenders", len(new), disable=not self.verbose))
         return [member if is_frozen(member) else next(fitted) for member in members]
@@ -368,102 +283,76 @@ class MRREnsemble(_BaseComposition, BaseDetector):
         columns = torch.as_tensor(np.searchsorted(self.classes_, y[train]))
         for member in tqdm(members, desc="defenders", disable=not self.verbose):
             if isinstance(member, LatentDefender):
-                member.fit(moved, y[train])
+                here = Rows(moved.numpy(), trusted=True)
+                _fit_member(member, self.classifier, here, y[train], np.arange(len(moved)))
                 moved = move_apart(
                     moved,
                     columns,
-                    cast(LatentStatistic, member.module_.statistic).latent_map,
-                    step=self.chain_step,
+                    member.evidence_.members.statistics[0].latent_map,
+                    step=None if self.chain == "gradient" else self.chain,
                     clip_values=self.clip_values,
                     batch_size=self.batch_size,
                 )
             elif not is_frozen(member):
-                member.fit(*_training_rows(member, rows, y, train))
+                _fit_member(member, self.classifier, rows, y, train)
         return members
 
-    def _new_module(self, statistic):
-        return EnsembleModule(statistic, torch.as_tensor(self.classes_))
-
-    @property
-    def _trains(self) -> bool:
-        """Whether any member is still to be fitted and calibrated."""
-        return self.defenders is None or not all(is_frozen(m) for _, m in self._chosen())
-
-    def _split(self, clean, random_state):
-        if self._trains or self.calibration_fraction == 0 or len(clean) == 0:
-            return super()._split(clean, random_state)
-        check_enough(self._n_ranked(len(clean)), self.security_parameter, len(clean))
-        return clean, clean
-
-    def _n_ranked(self, n_rows: int) -> int:
-        return n_rows - n_rows // 2
-
-    def _calibrate(self, rows, labels, indices=None) -> None:
+    def _fit_calibration(self, values, columns):
         """Calibrate the members on one half of the rows, the fusion on the other."""
-        module = self.module_
-        values, columns = self._stream(rows, labels, module.member_statistics, indices)
         order = check_random_state(self.random_state).permutation(len(values))
         members_half, fusion_half = np.split(order, [len(values) // 2])
-        self.weights_ = self._resolve_weights()
-        fusion = Fusion(self.fusion, torch.as_tensor(self.weights_))
-        survivals = MemberSurvivals.fit(
-            values[members_half],
-            columns[members_half],
-            len(self.classes_),
-            given_first=self.member_names_[0] == MARGIN,
-        )
+        survival = self._fit_survival(values[members_half], columns[members_half])
+        rule = FusionRule(self.fusion, torch.as_tensor(self.weights_))
         with torch.no_grad():
-            log_survivals = survivals(
+            log_survivals = survival(
                 *(torch.as_tensor(part[fusion_half]) for part in (values, columns))
             )
-            fused = fusion(log_survivals).numpy()
-        calibration = self._survival(fused, columns[fusion_half])
-        # A new module: copies of this ensemble may share the old one.
-        calibrated = EnsembleModule(
-            module.statistic, module.classes, survivals, fusion, calibration
-        ).to(module_device(module))
-        self.module_ = eval_but(calibrated, self.classifier)
+            fused = rule(log_survivals).numpy()[:, None]
+        whole = ConformalSurvival.fit(fused, columns[fusion_half], len(self.classes_))
         self._calibrate_alone(values[members_half], columns[members_half])
+        return survival, CalibratedFusion(rule, whole)
+
+    def _fit_survival(self, values, columns):
+        """Log-survival of each member, given the classifier's margin where that is one of them."""
+        margins = [
+            k
+            for k, statistic in enumerate(self.evidence_.members)
+            if isinstance(statistic, MarginStatistic)
+        ]
+        if not margins or values.shape[1] == 1:
+            return ConformalSurvival.fit(values, columns, len(self.classes_))
+        scale = LocalScale.fit(values, margins[0])
+        scaled = scale(torch.as_tensor(values)).numpy()
+        survival = ConformalSurvival.fit(scaled, columns, len(self.classes_))
+        return ConditionalSurvival(scale, survival)
 
     def _calibrate_alone(self, values, columns) -> None:
         """Calibrate each member that was fitted here for use by itself, too."""
-        for name in self._fitted_here:
-            detector = detector_of(self.named_defenders_[name])
-            fitted = detector.module_
-            survival = self._survival(values[:, self.member_names_.index(name)], columns)
-            alone = DetectorModule(fitted.statistic, fitted.classes, survival)
-            detector.module_ = eval_but(alone.to(module_device(fitted)), detector.classifier)
-
-    def _survival(self, statistic, columns) -> ConformalSurvival:
-        return ConformalSurvival.fit(statistic, columns, len(self.classes_))
-
-    def _resolve_weights(self) -> np.ndarray:
-        n_members = len(self.member_names_)
-        if self.weights is None:
-            if self.defenders is not None:
-                return np.ones(n_members)
-            say = {LATENT: 1 / (self.n_defenders or 1), "sparse": SPARSE_WEIGHT}
-            return np.array(
-                [say.get(name.rstrip("0123456789"), 1.0) for name in self.member_names_]
-            )
-        weights = check_array(self.weights, ensure_2d=False, dtype=float, input_name="weights")
-        if weights.shape != (n_members,) or weights.min() < 0 or weights.max() == 0:
-            raise ValueError(
-                f"weights={self.weights} must be {n_members} numbers, none negative and not all "
-                f"zero: one for each of {self.member_names_}."
-            )
-        return weights
+        fitted = zip(self._fitted_here, self.named_defenders_.values(), values.T, strict=True)
+        for is_ours, member, statistic in fitted:
+            if is_ours:
+                detector = detector_of(member)
+                survival = ConformalSurvival.fit(statistic[:, None], columns, len(self.classes_))
+                module = DetectorModule(detector.evidence_, survival, Alone())
+                detector.module_ = module.to(module_device(detector.evidence_)).eval()
 
 
-def default_defender() -> LatentDefender:
-    """Make the template of an ensemble's default latent defenders."""
-    return LatentDefender(exploration_radius="auto", learning_rate=3e-3)
+def _are_members(defenders) -> bool:
+    """Whether members are triples."""
+    return defenders is not None and all(
+        isinstance(member, tuple) and len(member) == 3 for member in defenders
+    )
 
 
-def _training_rows(member, rows: Rows, y: np.ndarray, train: np.ndarray):
-    """Rows and classes for a member: a detector drops the others itself, a Pipeline would not."""
-    if isinstance(member, Pipeline):
-        if isinstance(rows.source, Dataset):
-            return Subset(rows.source, train.tolist()), y[train]
-        return rows.source[train], y[train]
-    return rows.source, y
+def _fit_member(member, classifier, rows: Rows, y: np.ndarray, train: np.ndarray):
+    """Fit a member on rows that the ensemble has read and checked."""
+    if isinstance(member, StatisticDetector):
+        if isinstance(member, MarginDetector):
+            member.set_params(classifier=classifier)
+        shaped = rows.shaped(member.input_shape or rows.input_shape)
+        random_state = check_random_state(member.random_state)
+        member._fit_evidence(shaped, y, train, random_state)
+        return member
+    if isinstance(rows.source, Dataset):
+        return member.fit(Subset(rows.source, train.tolist()), y[train])
+    return member.fit(rows.source[train], y[train])

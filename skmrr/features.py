@@ -1,33 +1,38 @@
 """Features of a torch network as a scikit-learn transformer."""
 
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import TransformerMixin, _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm.auto import tqdm
 
+from skmrr._sklearn import Interval, StrOptions, fit_context
 from skmrr.networks import NetworkEstimator
-from skmrr.nn.hooks import evaluating, explaining, find_layer, resolve_device
-from skmrr.nn.inference import predict_labels
-from skmrr.nn.layers import LayerFeatures
+from skmrr.nn.layer_features import LayerFeatures
+from skmrr.nn.members import NetworkStep
+from skmrr.nn.tapped import Tapped
+from skmrr.nn.trials import explaining, predict_labels
+from skmrr.reading import RowReader
 
 
-class FeatureExtractor(TransformerMixin, NetworkEstimator):
+@dataclass(eq=False, repr=False)
+class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
     """Outputs of named layers of a network, one feature vector per row.
 
     Parameters
     ----------
     model : nn.Module
-        The network. It is read only: evaluation mode, device and hooks are restored after every
-        call, also after an exception, and ``clone`` shares it.
+        The network. It is left as it is, and ``clone`` shares it.
     layer : str or list of str
-        Dotted name(s) of the layers, as in ``model.named_modules()``. The features of several
-        layers are concatenated. Of a layer that a forward pass calls several times, the last
-        call counts.
+        Dotted name(s) of the layers, as in ``model.named_modules()``: ``"fc"`` for the output of
+        a layer, ``"fc:input"`` for its input. The features of several layers are concatenated. Of
+        a layer that a forward pass calls several times, the last call counts.
     pooling : {"flatten", "mean"}, default="flatten"
         ``flatten`` keeps every activation; ``mean`` averages over all positions: over height and
         width of (batch, channels, height, width), over tokens of (batch, tokens, dim).
@@ -38,12 +43,14 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
     batch_size : int, default=256
         Rows per forward pass. Features do not depend on it.
     device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where the network lives.
+        Where to compute from `fit` on; ``"auto"`` is where the network lives.
     verbose : bool, default=False
         Whether to show a progress bar.
 
     Attributes
     ----------
+    reader_ : nn.Module
+        Rows → features.
     n_features_in_ : int
         Number of values in a row of X.
     input_shape_ : tuple of int
@@ -64,7 +71,17 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
     (5, 8)
     """
 
-    _parameter_constraints: dict = {
+    model: nn.Module
+    layer: str | Sequence[str]
+    _: KW_ONLY
+    pooling: str = "flatten"
+    input_shape: Sequence[int] | None = None
+    clip_values: Sequence[float] | None = None
+    batch_size: int = 256
+    device: str | torch.device = "auto"
+    verbose: bool = False
+
+    _parameter_constraints: ClassVar[dict] = {
         "model": [nn.Module],
         "layer": [str, list],
         "pooling": [StrOptions({"flatten", "mean"})],
@@ -75,28 +92,7 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         "verbose": ["verbose"],
     }
 
-    def __init__(
-        self,
-        model,
-        layer,
-        *,
-        pooling="flatten",
-        input_shape=None,
-        clip_values=None,
-        batch_size=256,
-        device="auto",
-        verbose=False,
-    ):
-        self.model = model
-        self.layer = layer
-        self.pooling = pooling
-        self.input_shape = input_shape
-        self.clip_values = clip_values
-        self.batch_size = batch_size
-        self.device = device
-        self.verbose = verbose
-
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """Check layers and shapes on one row; nothing is learnt.
 
@@ -117,19 +113,20 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
             If a layer is unknown, the model cannot take the rows, X holds NaN or infinity, or a
             value leaves `clip_values`.
         """
-        for name in self._layer_names():
-            find_layer(self.model, name)
+        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
+        if not names:
+            raise ValueError("layer=[] names no layer; name at least one.")
+        network = Tapped(self.model, names, self._device())
         rows = self._read_rows(X, reset=True)
-        device = resolve_device(self.device, self.model)
-        with evaluating(self.model, device=device), torch.no_grad():
-            reader = self.layer_reader()
-            with explaining("The model", rows.shape):
-                outputs = reader.ask(rows.take([0, 0]))[1]
-            parts = reader.by_layer(outputs)
-        self.layer_widths_ = {name: part.shape[1] for name, part in parts.items()}
+        self.reader_ = NetworkStep(network, LayerFeatures(network.names, self.pooling))
+        with explaining("The model", rows.shape), torch.no_grad():
+            outputs = network(rows.take([0, 0])).outputs
+        parts = zip(names, self.reader_.reader.by_layer(outputs), strict=True)
+        self.layer_widths_ = {name: part.shape[1] for name, part in parts}
         self.n_features_out_ = sum(self.layer_widths_.values())
         return self
 
+    @torch.no_grad()
     def transform(self, X):
         """Features of each row.
 
@@ -143,18 +140,12 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
         features : ndarray of shape (n_samples, n_features)
             In the floating dtype of the network.
         """
-        check_is_fitted(self, "n_features_out_")
+        check_is_fitted(self, "reader_")
         rows = self._read_rows(X, reset=False)
-        device = resolve_device(self.device, self.model)
         features: np.ndarray | None = None
-        reader = self.layer_reader()
-        with (
-            evaluating(self.model, device=device),
-            torch.no_grad(),
-            tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress,
-        ):
+        with tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress:
             for positions, batch in rows.batches(self.batch_size):
-                part = reader(batch).cpu().numpy()
+                part = self.reader_(batch).cpu().numpy()
                 if features is None:
                     features = np.empty((len(rows), self.n_features_out_), dtype=part.dtype)
                 features[positions] = part
@@ -163,22 +154,12 @@ class FeatureExtractor(TransformerMixin, NetworkEstimator):
 
     def predict(self, X):
         """Label of each row by the network's own logits, int64 of shape (n_samples,)."""
-        check_is_fitted(self, "n_features_out_")
+        check_is_fitted(self, "reader_")
         rows = self._read_rows(X, reset=False)
-        return predict_labels(self.model, rows, self.batch_size, self.device)
+        return predict_labels(self.reader_.network, rows, self.batch_size)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the features, ``<layer>_<index>``, ndarray of str."""
-        check_is_fitted(self, "n_features_out_")
+        check_is_fitted(self, "reader_")
         widths = self.layer_widths_.items()
         return np.array([f"{name}_{i}" for name, width in widths for i in range(width)], object)
-
-    def _layer_names(self) -> list[str]:
-        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
-        if not names:
-            raise ValueError("layer=[] names no layer; name at least one.")
-        return names
-
-    def layer_reader(self) -> LayerFeatures:
-        """Torch module that computes the features of a batch."""
-        return LayerFeatures(self.model, self._layer_names(), self.pooling)

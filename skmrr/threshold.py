@@ -4,9 +4,10 @@ import math
 from numbers import Real
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
-from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils.validation import check_is_fitted
+
+from skmrr._sklearn import HasMethods, Interval, fit_context
 
 ADVERSARIAL = -1  # in y: no clean example of any class; of predict: flagged; of classify: unknown
 
@@ -18,7 +19,7 @@ class RiskMixin(OutlierMixin):
     def offset_(self) -> float:
         """Threshold on the score: the logarithm of `security_parameter`."""
         sp = self.security_parameter
-        if not isinstance(sp, int | float) or not 0 < sp < 1:  # may have been set after fit
+        if not isinstance(sp, Real) or not 0 < sp < 1:  # may have been set after fit
             raise ValueError(f"security_parameter={sp!r} is no rate; set one between 0 and 1.")
         return math.log(sp)
 
@@ -80,7 +81,7 @@ class FixedThresholdDetector(RiskMixin, BaseEstimator):
         self.estimator = estimator
         self.security_parameter = security_parameter
 
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y=None, **params):
         """Fit a clone of the detector, or take the frozen one as it is.
 

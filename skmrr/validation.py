@@ -36,7 +36,7 @@ def check_labels(labels, n_rows: int, name: str) -> np.ndarray:
 
 
 def check_known(labels: np.ndarray, classes: np.ndarray) -> None:
-    """Raise a ValueError if a label is of no class that the detector was fitted on."""
+    """Raise a ValueError if a label is of no class that the detector is fitted on."""
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise ValueError(

@@ -1,28 +1,19 @@
 """What detectors that look into a classifier, or at its outputs, share."""
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor, nn
 
-from skmrr.base import BaseDetector
-from skmrr.nn.hooks import (
-    as_input,
-    evaluating,
-    find_layer,
-    last_linear,
-    module_device,
-    resolve_device,
-)
-from skmrr.nn.layers import LayerFeatures
-from skmrr.nn.replica import run_changing
+from skmrr._sklearn import StrOptions
+from skmrr.base import StatisticDetector
+from skmrr.nn.layer_features import LayerFeatures
 from skmrr.nn.rows import Rows
-
-PENULTIMATE = "input of the last linear layer"
+from skmrr.nn.tapped import NOTHING, Pass, head_input
 
 
 def favouring(
@@ -37,89 +28,29 @@ def favouring(
     return level[:, None] + step[:, None] * others
 
 
-class Penultimate(LayerFeatures):
-    """Rows → input of a classifier's last linear layer.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The classifier.
-    pooling : {"flatten", "mean"}
-        Whether to keep every activation or to average over positions.
-    """
-
-    def __init__(self, model: nn.Module, pooling: str):
-        last_linear(model)
-        super().__init__(model, [PENULTIMATE], pooling)
-
-    def ask(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the classifier on `x` for its logits, and for the input of its last linear layer."""
-        outputs: dict[str, Tensor] = {}
-
-        def note(checkpoint: Tensor) -> Tensor:
-            outputs[PENULTIMATE] = checkpoint
-            return checkpoint
-
-        x = as_input(x, self.model, module_device(self.model))
-        logits = run_changing(self.model, x, last_linear(self.model), note, at_input=True)
-        return logits, outputs
-
-
 class Features(nn.Module):
-    """Rows → features of each layer in float64; without a reader the rows themselves.
+    """Rows, or a pass of the classifier, → features of each layer in float64.
 
     Parameters
     ----------
     reader : LayerFeatures, optional
-        Holds the classifier, which it shares and does not change.
+        Of the classifier's tapped layers. Without it the rows themselves are the features.
     """
 
     def __init__(self, reader: LayerFeatures | None):
         super().__init__()
         self.reader = reader
 
-    def forward(self, x: Tensor) -> list[Float[Tensor, "batch dim"]]:
-        """Return the features of `x`, differentiable, one tensor for each layer."""
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The layers."""
+        return () if self.reader is None else self.reader.taps
+
+    def forward(self, x: Tensor, passed: Pass) -> list[Float[Tensor, "batch dim"]]:
+        """Return the features, differentiable, one tensor for each layer."""
         if self.reader is None:
             return [x.flatten(1).double()]
-        return self.ask(x)[1]
-
-    def ask(self, x: Tensor) -> tuple[Tensor, list[Float[Tensor, "batch dim"]]]:
-        """Return the logits of `x` and its features, from one pass of the classifier."""
-        assert self.reader is not None
-        logits, outputs = self.reader.ask(x)
-        return logits, [part.double() for part in self.reader.by_layer(outputs).values()]
-
-
-class AskedForLogits:
-    """Mixin of statistics of the classifier's logits: their pass names the class as well."""
-
-    classifier: nn.Module | None
-
-    def ask(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the classifier's logits, which are all that is to be seen."""
-        assert self.classifier is not None
-        logits = self.classifier(as_input(x, self.classifier, module_device(self.classifier)))
-        return logits, logits
-
-
-class AskedForFeatures:
-    """Mixin of statistics of the classifier's features: their pass names the class as well."""
-
-    features: Features
-
-    @property
-    def classifier(self) -> nn.Module | None:
-        """Whose features they are."""
-        return None if self.features.reader is None else self.features.reader.model
-
-    def ask(self, x: Tensor) -> tuple[Tensor, list[Float[Tensor, "batch dim"]]]:
-        """Return the classifier's logits, and the features of each layer."""
-        return self.features.ask(x)
-
-    def seen(self, x: Tensor, features: list[Tensor] | None) -> list[Float[Tensor, "batch dim"]]:
-        """Return the features of `x`, which it may have been asked for already."""
-        return self.features(x) if features is None else features
+        return [part.double() for part in self.reader.by_layer(passed.outputs)]
 
 
 class LayerMean(nn.Module):
@@ -147,21 +78,32 @@ class LayerMean(nn.Module):
         return ((values - self.mean) / self.std).mean(-1)
 
 
-class FeatureDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class FeatureDetector(StatisticDetector):
     """Base of detectors in the features of a classifier's layers.
 
-    A subclass has the parameters ``layer`` and ``pooling`` too. Without a classifier the rows
-    are the features.
+    Parameters
+    ----------
+    layer : str or list of str, optional
+        The layer(s): ``"name"`` for the output of one, ``"name:input"`` for its input. By default
+        the input of the linear layer whose output is the logits. Without a classifier the rows
+        are the features.
+    pooling : {"flatten", "mean"}, default="mean"
+        Whether to keep every activation, or to average over positions.
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    layer: str | Sequence[str] | None = None
+    pooling: str = "mean"
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "layer": [str, list, None],
         "pooling": [StrOptions({"flatten", "mean"})],
     }
 
-    def _features(self) -> Features:
-        """Build the module rows → features, around the classifier itself."""
+    def _features(self, rows: Rows) -> Features:
+        """What turns rows and a pass of the classifier into features."""
         if self.classifier is None:
             if self.layer is not None:
                 raise ValueError(
@@ -169,33 +111,28 @@ class FeatureDetector(BaseDetector):
                     "leave layer=None to take the rows of X for features."
                 )
             return Features(None)
-        if self.layer is None:
-            return Features(Penultimate(self.classifier, self.pooling))
-        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
-        if not names:
+        names = [self.layer] if isinstance(self.layer, str) else self.layer
+        if names is None:
+            names = [head_input(self.classifier, rows.take([0, 0]))]
+        if len(names) == 0:
             raise ValueError("layer=[] names no layer; name at least one.")
-        for name in names:
-            find_layer(self.classifier, name)
-        return Features(LayerFeatures(self.classifier, names, self.pooling))
+        return Features(LayerFeatures(tuple(names), self.pooling))
 
+    @torch.no_grad()
     def _feature_batches(
         self, features: Features, rows: Rows, indices: np.ndarray
-    ) -> Generator[tuple[slice, list[Tensor]], None, None]:
-        """Yield (positions, features of each layer) of the rows at `indices`; to be closed."""
-        device = resolve_device(self.device, self.classifier)
-        with evaluating(features, device=device), torch.no_grad():
-            for positions, batch in rows.batches(self.batch_size, indices):
-                yield positions, [part.cpu() for part in features(batch.to(device))]
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Yield (positions, features of each layer) of the rows at `indices`."""
+        classifier = self._tapped(features.taps)
+        for positions, batch in rows.batches(self.batch_size, indices):
+            x = batch.to(self._device())
+            passed = NOTHING if classifier is None else classifier(x)
+            yield positions, [part.cpu() for part in features(x, passed)]
 
     def _read_features(self, features: Features, rows: Rows, indices) -> list[Tensor]:
         """Features of the rows at `indices`, shape (rows, dim) for each layer."""
-        with closing(self._feature_batches(features, rows, indices)) as batches:
-            parts = [layers for _, layers in batches]
+        parts = [layers for _, layers in self._feature_batches(features, rows, indices)]
         return [torch.cat(layer) for layer in zip(*parts, strict=True)]
-
-    def _home(self) -> torch.device:
-        """Device of the fitted state: beside the classifier, which stays where it is."""
-        return resolve_device(self.device if self.classifier is None else "auto", self.classifier)
 
 
 def sample_rows(indices: np.ndarray, max_rows: int, random_state) -> np.ndarray:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from skmrr.nn.statistic import in_parts
+
 ROWS_AT_ONCE = 4096  # of the bank, that a batch is compared with
 VALUES_AT_ONCE = 2**24  # of the neighbours of a batch
 
@@ -32,14 +34,14 @@ class Bank(nn.Module):
         """Positions of the k nearest rows, the nearest first."""
         with torch.no_grad():  # of positions there is no gradient
             centred = features - self.centre
-            best = features.new_empty(len(features), 0)
+            best = features.new_empty(features.shape[0], 0)
             positions = torch.empty_like(best, dtype=torch.int64)
             for start in range(0, len(self.rows), ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
                 distances = self._squared(centred, part)
                 here = torch.arange(start, start + distances.shape[1], device=features.device)
                 distances = torch.cat([best, distances], dim=1)
-                positions = torch.cat([positions, here.expand(len(features), -1)], dim=1)
+                positions = torch.cat([positions, here.expand(features.shape[0], -1)], dim=1)
                 nearest = distances.topk(min(k, distances.shape[1]), largest=False)
                 best, positions = nearest.values, positions.gather(1, nearest.indices)
             return positions
@@ -63,7 +65,7 @@ class Bank(nn.Module):
         centred = features - self.centre
         parts = [
             torch.linalg.vector_norm(part[:, None] - self.rows[index], dim=2)
-            for part, index in zip(centred.split(n), positions.split(n), strict=True)
+            for part, index in in_parts(n, centred, positions)
         ]
         return torch.cat(parts)
 

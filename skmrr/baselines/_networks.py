@@ -7,7 +7,8 @@ where their order and number change.
 import torch
 from torch import Tensor, nn
 
-from skmrr.nn.hooks import as_input, module_device
+from skmrr.nn.placement import as_input
+from skmrr.nn.tapped import Tapped
 
 
 class ToUnit(nn.Module):
@@ -153,16 +154,17 @@ class RebuildingClassifier(nn.Module):
     ----------
     rebuild : nn.Module
         Rows → rows.
-    classifier : nn.Module
+    classifier : Tapped
         Rows → logits.
     """
 
-    def __init__(self, rebuild: nn.Module, classifier: nn.Module):
+    def __init__(self, rebuild: nn.Module, classifier: Tapped):
         super().__init__()
         self.rebuild = rebuild
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (batch, classes)."""
-        rebuilt = self.rebuild(as_input(x, self.rebuild, module_device(self.rebuild)))
-        return self.classifier(as_input(rebuilt, self.classifier, module_device(self.classifier)))
+        logits = self.classifier(self.rebuild(as_input(x, self.rebuild))).logits
+        assert logits is not None
+        return logits

@@ -1,7 +1,6 @@
 """What the rivals that train a network have in common."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +8,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from skmrr.nn.hooks import as_input, evaluating, module_device, resolve_device
+from skmrr.base import BaseDetector
+from skmrr.nn.placement import as_input
 from skmrr.nn.rows import Rows
+from skmrr.nn.tapped import shared_copy
 
 
 def draw_seed(random_state: np.random.RandomState) -> int:
-    """Seed for `skmrr.nn.hooks.seeded`."""
+    """Seed for `skmrr.nn.placement.seeded`."""
     return int(random_state.randint(np.iinfo(np.int32).max))
 
 
@@ -49,7 +50,6 @@ def train_epochs(
     verbose : bool
         Whether to show it.
     """
-    device = module_device(network)
     n_batches = -(-len(train) // batch_size)
     losses = []
     with tqdm(total=max_epochs * n_batches, desc=desc, disable=not verbose) as bar:
@@ -57,7 +57,7 @@ def train_epochs(
             total = 0.0
             shuffled = train[torch.randperm(len(train)).numpy()]
             for indices in np.array_split(shuffled, n_batches):
-                x = as_input(rows.take(indices), network, device)
+                x = as_input(rows.take(indices), network)
                 total += float(step(x, indices)) * len(indices)
                 bar.update()
             losses.append(total / len(train))
@@ -130,13 +130,13 @@ def value_range(rows: Rows, train: np.ndarray, clip_values, batch_size: int):
     return low, high if high > low else low + 1.0
 
 
-def check_logits(classifier: nn.Module, x: Tensor, classes: np.ndarray, name: str) -> None:
+@torch.no_grad()
+def check_answers(network: nn.Module, x: Tensor, classes: np.ndarray, name: str) -> None:
     """Raise a ValueError unless a network answers with a logit for every class.
 
-    `x` is one row, on the device of the network.
+    `x` is one row.
     """
-    with evaluating(classifier), torch.no_grad():
-        logits = classifier(as_input(x, classifier, module_device(classifier)))
+    logits = shared_copy(network)(as_input(x, network))
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"{name} must answer with logits of shape (batch, classes), two classes at least; it "
@@ -149,10 +149,10 @@ def check_logits(classifier: nn.Module, x: Tensor, classes: np.ndarray, name: st
         )
 
 
+@torch.no_grad()
 def check_rebuilds(network: nn.Module, x: Tensor, name: str) -> None:
     """Raise a ValueError unless a network turns rows into rows of the same shape."""
-    with evaluating(network), torch.no_grad():
-        shape = tuple(network(x).shape)
+    shape = tuple(shared_copy(network)(x).shape)
     if shape != tuple(x.shape):
         raise ValueError(
             f"{name} must turn rows into rows of the same shape, here {tuple(x.shape[1:])}; it "
@@ -160,13 +160,10 @@ def check_rebuilds(network: nn.Module, x: Tensor, name: str) -> None:
         )
 
 
-def map_rows(detector: Any, rebuild: Callable[[Tensor], Tensor], X) -> np.ndarray:
+@torch.no_grad()
+def map_rows(detector: BaseDetector, rebuild: nn.Module, X) -> np.ndarray:
     """Rows of X, each replaced by what `rebuild` makes of it, in the shape of X."""
     rows = detector._read_rows(X, reset=False)
-    device = resolve_device(detector.device, detector.module_, detector.classifier)
-    parts = []
-    with evaluating(detector.module_, detector.classifier, device=device), torch.no_grad():
-        for _, batch in rows.batches(detector.batch_size):
-            parts.append(rebuild(as_input(batch, detector.module_, device)).cpu())
-    rebuilt = torch.cat(parts).numpy()
+    batches = rows.batches(detector.batch_size)
+    rebuilt = torch.cat([rebuild(as_input(batch, rebuild)).cpu() for _, batch in batches]).numpy()
     return rebuilt if isinstance(rows.source, Dataset) else rebuilt.reshape(rows.source.shape)

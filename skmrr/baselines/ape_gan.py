@@ -1,19 +1,20 @@
 """APE-GAN: rows whose class changes once a generator has taken adversarial noise out of them."""
 
-import copy
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skmrr.base import BaseDetector
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.base import StatisticDetector
 from skmrr.baselines import _networks
 from skmrr.baselines._training import (
-    check_logits,
+    check_answers,
     check_rebuilds,
     descend,
     draw_seed,
@@ -21,14 +22,16 @@ from skmrr.baselines._training import (
     train_epochs,
     value_range,
 )
-from skmrr.nn.detector import ClassFreeStatistic, against_best_other
-from skmrr.nn.hooks import as_input, eval_but, evaluating, module_device, resolve_device, seeded
+from skmrr.nn.placement import as_input, seeded
+from skmrr.nn.statistic import ClassFreeStatistic, Statistic, against_best_other
+from skmrr.nn.tapped import Pass, Tapped, own_copy
 
 EPS_SHARE = 0.3  # of the range of X; the paper's attack on MNIST
 BETAS = (0.5, 0.999)  # of Adam, as in the paper
 
 
-class APEGANDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class APEGANDetector(StatisticDetector):
     """APE-GAN: a generator purifies rows, and the classifier is asked again.
 
     The generator is trained to turn adversarial rows back into the clean ones, with a discriminator
@@ -38,6 +41,8 @@ class APEGANDetector(BaseDetector):
     This defence is trained on attacks: fast gradient sign examples of the very classifier. It
     needs the classifier's gradients, and knows in `fit` the kind of attack that it is to stop;
     compare it with defences that do not with that in mind.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
@@ -64,38 +69,15 @@ class APEGANDetector(BaseDetector):
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error. By default the range of
         the training rows. Purified and attacked rows stay in it.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
     training_batch_size : int, default=64
         Most rows per training step.
-    batch_size : int, default=512
-        Rows per pass elsewhere. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of split, weights, shuffling and noise.
-    verbose : bool, default=False
-        Whether to show a progress bar.
 
     Attributes
     ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
     eps_ : float
         In use.
     history_ : dict of str to list of float
         ``loss`` of the generator and ``discriminator_loss``, the mean of each epoch.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the networks see it.
 
     Notes
     -----
@@ -130,8 +112,17 @@ class APEGANDetector(BaseDetector):
     True
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    eps: float | str = "auto"
+    generator: nn.Module | None = None
+    adversarial_weight: float = 0.3
+    width: int = 32
+    max_epochs: int = 8
+    learning_rate: float = 1e-3
+    training_batch_size: int = 64
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "eps": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "generator": [nn.Module, None],
         "adversarial_weight": [Interval(Real, 0, 1, closed="both")],
@@ -139,45 +130,7 @@ class APEGANDetector(BaseDetector):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "training_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "verbose": ["verbose"],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        eps="auto",
-        generator=None,
-        adversarial_weight=0.3,
-        width=32,
-        max_epochs=8,
-        learning_rate=1e-3,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        training_batch_size=64,
-        batch_size=512,
-        device="auto",
-        random_state=None,
-        verbose=False,
-    ):
-        self.classifier = classifier
-        self.eps = eps
-        self.generator = generator
-        self.adversarial_weight = adversarial_weight
-        self.width = width
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.training_batch_size = training_batch_size
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def purify(self, X):
         """Take adversarial noise out of each row by the generator.
@@ -192,8 +145,8 @@ class APEGANDetector(BaseDetector):
         purified : ndarray of shape (n_samples, …)
             In the shape and range of X.
         """
-        check_is_fitted(self, "module_")
-        return map_rows(self, self.module_.get_submodule("statistic.purifier"), X)
+        check_is_fitted(self, "evidence_")
+        return map_rows(self, self.evidence_.members.statistics[0].purifier, X)
 
     def purified_classifier(self) -> nn.Module:
         """Classifier of purified rows as a torch module, the defence as published.
@@ -208,33 +161,35 @@ class APEGANDetector(BaseDetector):
         ValueError
             If the detector has no classifier.
         """
-        check_is_fitted(self, "module_")
-        if self.classifier is None:
+        check_is_fitted(self, "evidence_")
+        classifier = self.evidence_.classifier
+        if classifier is None:
             raise ValueError("There is no classifier to show purified rows: give classifier=….")
-        purifier = self.module_.get_submodule("statistic.purifier")
-        return eval_but(_networks.RebuildingClassifier(purifier, self.classifier), self.classifier)
+        purifier = self.evidence_.members.statistics[0].purifier
+        return _networks.RebuildingClassifier(purifier, classifier).eval()
 
     def _fit_statistic(self, rows, columns, train, random_state):
-        device = resolve_device(self.device, self.classifier)
+        device, classifier = self._device(), self._tapped()
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.eps_ = EPS_SHARE * (high - low) if self.eps == "auto" else self.eps
-        with seeded(draw_seed(random_state), device), evaluating(self.classifier, device=device):
-            if self.classifier is not None:
-                check_logits(self.classifier, rows.take(train[:1]), self.classes_, "classifier")
-            network = self._train(rows, columns, train, low, high, device)
+        if classifier is not None:
+            check_answers(classifier.network, rows.take(train[:1]), self.classes_, "classifier")
+        with seeded(draw_seed(random_state), device):
+            network = self._train(classifier, rows, columns, train, (low, high))
         purifier = _networks.InRange(network, low, high)
-        if self.classifier is None:
+        if classifier is None:
             return ChangeStatistic(purifier, len(self.classes_))
-        classes = torch.as_tensor(self.classes_, device=device)
-        return PurifiedStatistic(purifier, self.classifier, classes)
+        return PurifiedStatistic(purifier, classifier, torch.as_tensor(self.classes_))
 
-    def _train(self, rows, columns, train, low, high, device) -> nn.Module:
+    def _train(self, classifier, rows, columns, train, extent) -> nn.Module:
+        low, high = extent
+        device = self._device()
         if self.generator is None:
             generator = _networks.generator(rows.shape, low, high, self.width)
         else:
-            generator = copy.deepcopy(self.generator)
+            generator = own_copy(self.generator)
         generator.to(device).requires_grad_(True)
-        first = as_input(rows.take(train[:1]), generator, device)
+        first = as_input(rows.take(train[:1]), generator)
         check_rebuilds(generator, first, "generator")
         discriminator = _networks.discriminator(rows.shape, low, high, self.width)
         pair = Pair(
@@ -248,7 +203,7 @@ class APEGANDetector(BaseDetector):
 
         def step(x, indices):
             labels = torch.as_tensor(self.classes_[columns[indices]], device=device)
-            attacked = self._attack(x, labels).clamp(low, high)
+            attacked = self._attack(classifier, x, labels).clamp(low, high)
             loss, discriminator_loss = pair.step(x, attacked)
             discriminator_losses.append(float(discriminator_loss))
             return loss
@@ -267,13 +222,12 @@ class APEGANDetector(BaseDetector):
         self.history_ = {"loss": losses, "discriminator_loss": by_epoch.tolist()}
         return generator.eval().requires_grad_(False)
 
-    def _attack(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _attack(self, classifier: Tapped | None, x: Tensor, labels: Tensor) -> Tensor:
         """Fast gradient sign examples of the classifier, or rows with random ±ε."""
-        if self.classifier is None:
+        if classifier is None:
             return x + self.eps_ * (2 * torch.randint_like(x, 2) - 1)
         x = x.clone().requires_grad_(True)
-        logits = self.classifier(as_input(x, self.classifier, module_device(self.classifier)))
-        loss = functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+        loss = functional.cross_entropy(classifier(x).logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
         return (x + self.eps_ * gradient.sign()).detach()
 
@@ -316,31 +270,30 @@ class Pair:
         return descend(self.of_generator, loss), discriminator_loss
 
 
-class PurifiedStatistic(nn.Module):
+class PurifiedStatistic(Statistic):
     """By how much the classifier, shown the purified row, prefers another class.
 
     Parameters
     ----------
     purifier : nn.Module
         Rows → rows.
-    classifier : nn.Module
-        Rows → logits.
+    classifier : Tapped
+        Rows → logits, run on purified rows.
     classes : Tensor of shape (classes,)
         The classifier's number of each class.
     """
 
     classes: Tensor
 
-    def __init__(self, purifier: nn.Module, classifier: nn.Module, classes: Tensor):
+    def __init__(self, purifier: nn.Module, classifier: Tapped, classes: Tensor):
         super().__init__()
         self.purifier = purifier
         self.classifier = classifier
         self.register_buffer("classes", classes)
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return max_{j≠c} z_j(G(x)) − z_c(G(x)) under each class c, high = odd."""
-        purified = as_input(self.purifier(x), self.classifier, module_device(self.classifier))
-        logits = self.classifier(purified).to(x.device)
+        logits = self.classifier(self.purifier(x)).logits
         return against_best_other(logits.double())[:, self.classes]
 
 
@@ -359,6 +312,6 @@ class ChangeStatistic(ClassFreeStatistic):
         super().__init__(n_classes)
         self.purifier = purifier
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, passed: Pass) -> Float[Tensor, " batch"]:
         """Return ‖G(x) − x‖²."""
         return (self.purifier(x) - x).double().flatten(1).square().sum(1)

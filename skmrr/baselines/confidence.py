@@ -1,57 +1,64 @@
 """Detectors by the classifier's own confidence: maximum softmax probability, and energy."""
 
+from abc import abstractmethod
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.utils._param_validation import Interval
-from torch import Tensor, nn
+from torch import Tensor
 
-from skmrr.base import BaseDetector
-from skmrr.baselines._features import AskedForLogits, favouring
-from skmrr.nn.hooks import evaluating, resolve_device
+from skmrr._sklearn import Interval
+from skmrr.base import StatisticDetector
+from skmrr.baselines._features import favouring
+from skmrr.nn.statistic import Statistic
+from skmrr.nn.tapped import Pass
 
 
-class _LogitStatistic(AskedForLogits, nn.Module):
+class _LogitStatistic(Statistic):
     """Oddness read from the logits alone, the same under each class.
 
     Parameters
     ----------
-    classifier : nn.Module or None
-        Rows → logits. None takes the rows for logits.
     classes : Tensor of shape (classes,)
         The logits that the statistic's columns stand for.
+    has_classifier : bool
+        Whether the logits are the classifier's. Otherwise the rows are taken for logits.
     """
 
     classes: Tensor
 
-    def __init__(self, classifier: nn.Module | None, classes: Tensor):
+    def __init__(self, classes: Tensor, *, has_classifier: bool):
         super().__init__()
-        self.classifier = classifier
+        self.reads_logits = has_classifier
         self.register_buffer("classes", classes)
         self.highest = int(classes.max())
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the level under each class; the guess is that of the highest logit."""
-        logits = self.logits(x)
+        logits = self.logits(x, passed)
         level = self.level(logits)
         if self.highest >= logits.shape[1]:  # these are no logits of these classes
-            return level[:, None].expand(-1, len(self.classes))
-        return favouring(level, logits[:, self.classes].argmax(1), len(self.classes))
+            return level[:, None].expand(-1, self.classes.shape[0])
+        return favouring(level, logits[:, self.classes].argmax(1), self.classes.shape[0])
 
     def at(
-        self, x: Tensor, columns: Int[Tensor, " batch"], logits: Tensor | None = None
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
     ) -> Float[Tensor, " batch"]:
         """Return the level of each row."""
-        return self.level(self.logits(x) if logits is None else logits.double())
+        return self.level(self.logits(x, passed))
 
-    def logits(self, x: Tensor) -> Float[Tensor, "batch logits"]:
+    def logits(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch logits"]:
         """Logits in float64."""
-        return (x.flatten(1) if self.classifier is None else self.ask(x)[0]).double()
+        if not self.reads_logits:
+            return x.flatten(1).double()
+        assert passed.logits is not None
+        return passed.logits.double()
 
+    @abstractmethod
     def level(self, logits: Float[Tensor, "batch logits"]) -> Float[Tensor, " batch"]:
         """Oddness of each row."""
-        raise NotImplementedError
 
 
 class MaxSoftmaxStatistic(_LogitStatistic):
@@ -66,8 +73,8 @@ class MaxSoftmaxStatistic(_LogitStatistic):
 class EnergyStatistic(_LogitStatistic):
     """Free energy −T log Σ_j exp(z_j / T)."""
 
-    def __init__(self, classifier: nn.Module | None, classes: Tensor, temperature: float):
-        super().__init__(classifier, classes)
+    def __init__(self, classes: Tensor, temperature: float, *, has_classifier: bool):
+        super().__init__(classes, has_classifier=has_classifier)
         self.temperature = temperature
 
     def level(self, logits):
@@ -75,40 +82,16 @@ class EnergyStatistic(_LogitStatistic):
         return -self.temperature * (logits / self.temperature).logsumexp(1)
 
 
-class MaxSoftmaxDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class MaxSoftmaxDetector(StatisticDetector):
     """Detector by the maximum softmax probability: what the classifier is unsure of is odd.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
     classifier : nn.Module, optional
         The victim, rows of X → logits. Without it the rows of X are taken for logits.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-        Nothing is learnt from the others.
-    input_shape : tuple of int, optional
-        Shape of each row of a 2-D X for the classifier, e.g. (channels, height, width).
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split.
-
-    Attributes
-    ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -137,44 +120,25 @@ class MaxSoftmaxDetector(BaseDetector):
     array([-1,  1])
     """
 
-    _parameter_constraints: dict = {**BaseDetector._parameter_constraints}
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-
     def _fit_statistic(self, rows, columns, train, random_state):
-        device = resolve_device(self.device, self.classifier)
-        statistic = MaxSoftmaxStatistic(self.classifier, torch.as_tensor(self.classes_))
-        with evaluating(statistic, device=device), torch.no_grad():
-            n_logits = statistic.logits(rows.take(train[:1]).to(device)).shape[1]
+        classifier = self._tapped()
+        x = rows.take(train[:1])
+        with torch.no_grad():
+            n_logits = x[0].numel() if classifier is None else classifier(x).logits.shape[1]
         if n_logits == 1:
             raise ValueError(
                 "A softmax over 1 feature(s) is always 1; give classifier=… with at least two "
                 "logits, or rows that hold as many."
             )
-        return statistic
+        classes = torch.as_tensor(self.classes_)
+        return MaxSoftmaxStatistic(classes, has_classifier=classifier is not None)
 
 
-class EnergyDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class EnergyDetector(StatisticDetector):
     """Detector by the free energy of the logits, which is low where one of them is large.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
@@ -182,33 +146,6 @@ class EnergyDetector(BaseDetector):
         The victim, rows of X → logits. Without it the rows of X are taken for logits.
     temperature : float, default=1.0
         T > 0 of the energy −T log Σ_j exp(z_j / T).
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-        Nothing is learnt from the others.
-    input_shape : tuple of int, optional
-        Shape of each row of a 2-D X for the classifier, e.g. (channels, height, width).
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split.
-
-    Attributes
-    ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -234,34 +171,15 @@ class EnergyDetector(BaseDetector):
     array([-1,  1])
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    temperature: float = 1.0
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "temperature": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        temperature=1.0,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.temperature = temperature
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-
     def _fit_statistic(self, rows, columns, train, random_state):
         classes = torch.as_tensor(self.classes_)
-        return EnergyStatistic(self.classifier, classes, self.temperature)
+        has_classifier = self.classifier is not None
+        return EnergyStatistic(classes, self.temperature, has_classifier=has_classifier)

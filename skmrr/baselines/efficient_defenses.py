@@ -1,27 +1,30 @@
 """Efficient Defenses: a copy of the classifier hardened by Gaussian noise and bounded ReLUs."""
 
-import copy
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skmrr.base import BaseDetector
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.base import StatisticDetector
 from skmrr.baselines import _networks
 from skmrr.baselines._training import (
-    check_logits,
+    check_answers,
     draw_seed,
     train_network,
     value_range,
 )
-from skmrr.nn.detector import against_best_other
-from skmrr.nn.hooks import as_input, captured, evaluating, replace_layer, resolve_device, seeded
+from skmrr.nn.layers import replace_layer
+from skmrr.nn.placement import as_input, seeded
+from skmrr.nn.statistic import Statistic, against_best_other
+from skmrr.nn.tapped import Pass, Tapped, own_copy
 
 NOISE_SHARE = 0.3  # of the range of X
 BOUND = 1.0  # of a ReLU trained from scratch
@@ -30,7 +33,8 @@ MAX_BOUND_ROWS = 256  # training rows that the quantile is taken on
 MAX_BOUND_VALUES = 1_000_000  # activations
 
 
-class EfficientDefensesDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class EfficientDefensesDetector(StatisticDetector):
     """Efficient Defenses: a hardened copy of the classifier, and whether it agrees.
 
     The copy is trained on clean rows with Gaussian noise, fresh in each batch, and its ReLUs are
@@ -38,10 +42,10 @@ class EfficientDefensesDetector(BaseDetector):
     the copy prefers another class than the classifier. `hardened_classifier` is the copy alone,
     the defence as published, which replaces the classifier and flags nothing.
 
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
+
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits.
     module : nn.Module, optional
         Template of the copy, rows of X → logits, copied once per fit and never changed. By default
         `classifier`, and without one a network with one hidden layer.
@@ -60,40 +64,17 @@ class EfficientDefensesDetector(BaseDetector):
         Peak of Adam's, which falls along a cosine.
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error. Noisy rows stay in it.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
     training_batch_size : int, default=64
         Most rows per training step.
-    batch_size : int, default=512
-        Rows per pass elsewhere. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `module` or `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of split, weights, shuffling and noise.
-    verbose : bool, default=False
-        Whether to show a progress bar.
 
     Attributes
     ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
     noise_scale_ : float
         In use.
     bounds_ : dict of str to float
         Bound in use of each ReLU, by its dotted name in the copy.
     history_ : dict of str to list of float
         ``loss``: mean cross-entropy of each epoch, on noisy rows.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the networks see it.
 
     Warns
     -----
@@ -134,8 +115,17 @@ class EfficientDefensesDetector(BaseDetector):
     True
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    module: nn.Module | None = None
+    bound: float | str | None = "auto"
+    noise_scale: float | str = "auto"
+    from_scratch: bool = False
+    max_epochs: int = 10
+    learning_rate: float = 1e-3
+    training_batch_size: int = 64
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "module": [nn.Module, None],
         "bound": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither"), None],
         "noise_scale": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
@@ -143,45 +133,7 @@ class EfficientDefensesDetector(BaseDetector):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "training_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "verbose": ["verbose"],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        module=None,
-        bound="auto",
-        noise_scale="auto",
-        from_scratch=False,
-        max_epochs=10,
-        learning_rate=1e-3,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        training_batch_size=64,
-        batch_size=512,
-        device="auto",
-        random_state=None,
-        verbose=False,
-    ):
-        self.classifier = classifier
-        self.module = module
-        self.bound = bound
-        self.noise_scale = noise_scale
-        self.from_scratch = from_scratch
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.training_batch_size = training_batch_size
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def hardened_classifier(self) -> nn.Module:
         """Hardened copy alone, which replaces the classifier in the defence as published.
@@ -192,12 +144,12 @@ class EfficientDefensesDetector(BaseDetector):
             Rows → logits, numbered as those of `module` or `classifier`; of the default network
             in the order of ``classes_``. It shares the weights of the detector.
         """
-        check_is_fitted(self, "module_")
-        return self.module_.get_submodule("statistic.network")
+        check_is_fitted(self, "evidence_")
+        return self.evidence_.members.statistics[0].network
 
     def _fit_statistic(self, rows, columns, train, random_state):
         template = self.classifier if self.module is None else self.module
-        device = resolve_device(self.device, template)
+        device = self._device()
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
@@ -218,12 +170,12 @@ class EfficientDefensesDetector(BaseDetector):
         if template is None:
             network = _networks.softmax_network(rows.shape, low, high, n_classes)
         else:
-            network = copy.deepcopy(template)
+            network = own_copy(template)
         network.to(device).requires_grad_(True)
-        x = as_input(rows.take(train[:MAX_BOUND_ROWS]), network, device)
+        x = as_input(rows.take(train[:MAX_BOUND_ROWS]), network)
         if template is not None:
             name = "classifier" if self.module is None else "module"
-            check_logits(network, x[:1], self.classes_, name)
+            check_answers(network, x[:1], self.classes_, name)
         if self.from_scratch and template is not None:
             for part in network.modules():
                 if callable(reset := getattr(part, "reset_parameters", None)):
@@ -289,7 +241,7 @@ class BoundedReLU(nn.Module):
         return f"bound={self.bound:g}"
 
 
-class HardenedStatistic(nn.Module):
+class HardenedStatistic(Statistic):
     """By how much the hardened network prefers another class.
 
     Parameters
@@ -307,7 +259,7 @@ class HardenedStatistic(nn.Module):
         self.network = network
         self.register_buffer("classes", classes)
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return max_{j≠c} z_j − z_c under each class c, high = odd."""
         return against_best_other(self.network(x).double())[:, self.classes]
 
@@ -341,9 +293,7 @@ def bound_relus(network: nn.Module, bound: float, x: Tensor | None) -> dict[str,
 def _activation_quantiles(network: nn.Module, names: list[str], x: Tensor) -> dict[str, float]:
     """Quantile of the positive activations of each ReLU that has any."""
     quantiles = {}
-    with evaluating(network), captured(network, names) as outputs:
-        network(x)
-    for name, output in outputs.items():
+    for name, output in Tapped(network, names)(x).outputs.items():
         positive = output[output > 0]
         if len(positive):
             some = positive[:: -(-len(positive) // MAX_BOUND_VALUES)]

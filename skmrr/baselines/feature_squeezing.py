@@ -1,31 +1,32 @@
 """Feature squeezing: what the classifier makes of a coarser version of the row."""
 
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from skmrr.base import BaseDetector
-from skmrr.baselines._features import AskedForLogits
+from skmrr._sklearn import Interval
+from skmrr.base import StatisticDetector
 from skmrr.baselines._squeezers import BitDepth, MedianFilter, NonLocalMeans
 from skmrr.baselines._training import value_range
-from skmrr.nn.detector import ClassFreeStatistic
-from skmrr.nn.hooks import as_input, module_device
+from skmrr.nn.statistic import ClassFreeStatistic
+from skmrr.nn.tapped import NOTHING, Pass, Tapped
 
 NO_CHANGE = 1e-30  # of probabilities, that has a logarithm
 EXACT = 1e-9  # the same of rows without a classifier, as a share of their range
 EIGHT_BITS = 255  # levels that the strength of non-local means is counted in
 
 
-class SqueezingStatistic(AskedForLogits, ClassFreeStatistic):
+class SqueezingStatistic(ClassFreeStatistic):
     """Logarithm of how far the squeezers move the classifier's probabilities.
 
     Parameters
     ----------
-    classifier : nn.Module or None
-        Rows → logits. Without it the rows themselves are compared.
+    classifier : Tapped or None
+        Rows → logits, run on squeezed rows. Without it the rows themselves are compared.
     squeezers : list of nn.Module
         Rows → rows.
     floor : float
@@ -34,31 +35,38 @@ class SqueezingStatistic(AskedForLogits, ClassFreeStatistic):
         Number of classes.
     """
 
-    def __init__(self, classifier, squeezers: list[nn.Module], floor: float, n_classes: int):
+    def __init__(
+        self, classifier: Tapped | None, squeezers: list[nn.Module], floor: float, n_classes: int
+    ):
         super().__init__(n_classes)
         self.classifier = classifier
+        self.reads_logits = classifier is not None
         self.squeezers = nn.ModuleList(squeezers)
         self.floor = floor
 
-    def level(self, x: Tensor, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, passed: Pass) -> Float[Tensor, " batch"]:
         """Return log max_s ‖g(x) − g(s(x))‖₁ over the squeezers s."""
-        if self.classifier is not None:
-            x = as_input(x, self.classifier, module_device(self.classifier))
-        seen = self._see(x) if logits is None else logits.double().softmax(1)
-        distances = [(seen - self._see(s(x))).abs().sum(1) for s in self.squeezers]
+        seen = self._seen(x, passed)
+        distances = []
+        for squeezer in self.squeezers:
+            squeezed = squeezer(x)
+            again = NOTHING if self.classifier is None else self.classifier(squeezed)
+            distances.append((seen - self._seen(squeezed, again)).abs().sum(1))
         return (torch.stack(distances).amax(0) + self.floor).log()
 
-    def _see(self, x: Tensor) -> Float[Tensor, "batch dim"]:
-        if self.classifier is None:
-            return x.flatten(1).double()
-        return self.classifier(x).double().softmax(1)
+    def _seen(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch dim"]:
+        """The classifier's probabilities, or without one the rows themselves."""
+        return x.flatten(1).double() if passed.logits is None else passed.logits.double().softmax(1)
 
 
-class FeatureSqueezingDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class FeatureSqueezingDetector(StatisticDetector):
     """Detector by how far squeezing a row moves the classifier's probabilities.
 
     A row is squeezed, to fewer bits or by smoothing, and shown to the classifier again. Clean rows
     hardly mind; adversarial perturbations rarely survive.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
@@ -78,33 +86,11 @@ class FeatureSqueezingDetector(BaseDetector):
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error. The bits divide this
         range, by default that of the training rows.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-        Of the others only the range is used.
-    input_shape : tuple of int, optional
-        Shape (channels, height, width) of each row of a 2-D X.
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split.
 
     Attributes
     ----------
     clip_values_ : tuple of float
         The range that the bits divide.
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -142,46 +128,24 @@ class FeatureSqueezingDetector(BaseDetector):
     (297,)
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    bit_depth: int | None = 5
+    median_size: int | None = 2
+    non_local_means: tuple[int, int, float] | None = None
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "bit_depth": [Interval(Integral, 1, 16, closed="both"), None],
         "median_size": [Interval(Integral, 2, None, closed="left"), None],
         "non_local_means": ["array-like", None],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        bit_depth=5,
-        median_size=2,
-        non_local_means=None,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.bit_depth = bit_depth
-        self.median_size = median_size
-        self.non_local_means = non_local_means
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
 
     def _fit_statistic(self, rows, columns, train, random_state):
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.clip_values_ = low, high
         squeezers = self._squeezers(low, high, is_image=len(rows.shape) == 3)
         floor = EXACT * (high - low) if self.classifier is None else NO_CHANGE
-        return SqueezingStatistic(self.classifier, squeezers, floor, len(self.classes_))
+        return SqueezingStatistic(self._tapped(), squeezers, floor, len(self.classes_))
 
     def _squeezers(self, low: float, high: float, *, is_image: bool) -> list[nn.Module]:
         squeezers: list[nn.Module] = []

@@ -1,23 +1,27 @@
 """Kernel density of a row's features among those of its class."""
 
 import math
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
+from torch import Tensor
 
-from skmrr.baselines._features import AskedForFeatures, FeatureDetector, Features
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.baselines._features import FeatureDetector, Features
 from skmrr.baselines._neighbours import Bank
+from skmrr.nn.statistic import Statistic
+from skmrr.nn.tapped import Pass
 
 MAX_BANDWIDTH_ROWS = 200  # of each class, that the bandwidth is chosen on
 # Bandwidths to choose among, in units of the root mean square distance between rows of a class
 CANDIDATES = np.geomspace(0.02, 1, 30)
 
 
-class KernelDensityStatistic(AskedForFeatures, nn.Module):
+class KernelDensityStatistic(Statistic):
     """Negative log-density of a row under each class, by Gaussian kernels.
 
     Parameters
@@ -33,21 +37,24 @@ class KernelDensityStatistic(AskedForFeatures, nn.Module):
     def __init__(self, features: Features, banks: list[Tensor], bandwidth: float):
         super().__init__()
         self.features = features
+        self.taps = features.taps
         self.bandwidth = bandwidth
         self.sizes = [len(bank) for bank in banks]
         self.bank = Bank(torch.cat(banks))  # class by class
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
-        (of_layer,) = self.features(x)
+        (of_layer,) = self.features(x, passed)
         return torch.stack([self._under(of_layer, c) for c in range(len(self.sizes))], dim=1)
 
     def at(
-        self, x: Tensor, columns: Int[Tensor, " batch"], features: list[Tensor] | None = None
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
     ) -> Float[Tensor, " batch"]:
         """Return the statistic of each row under one class."""
-        (of_layer,) = self.seen(x, features)
-        statistic = of_layer.new_empty(len(of_layer))
+        if torch.compiler.is_compiling():  # a graph has no loop over the classes that occur
+            return super().at(x, columns, passed)
+        (of_layer,) = self.features(x, passed)
+        statistic = of_layer.new_empty(of_layer.shape[0])
         for c in columns.unique().tolist():
             statistic[columns == c] = self._under(of_layer[columns == c], c)
         return statistic
@@ -89,13 +96,14 @@ def choose_bandwidth(banks: list[Float[Tensor, "rows dim"]]) -> float:
     return max((size * candidate for candidate in CANDIDATES.tolist()), key=likelihood)
 
 
+@dataclass(eq=False, repr=False)
 class KernelDensityDetector(FeatureDetector):
     """Detector by the density of a row's features among clean rows of the decided class.
 
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
+
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits. Without it the rows of X, flattened, are the features.
     layer : str, optional
         Dotted name of the layer whose output is looked at; by default the input of the last linear
         layer.
@@ -106,34 +114,11 @@ class KernelDensityDetector(FeatureDetector):
         under which up to 200 rows of each class are likeliest, each given the others.
     max_rows : int, default=1000
         Training rows of each class that carry a kernel; more are sampled down.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape of each row of a 2-D X for the classifier, e.g. (channels, height, width).
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split and of the rows kept.
 
     Attributes
     ----------
     bandwidth_ : float
         In use.
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -164,48 +149,24 @@ class KernelDensityDetector(FeatureDetector):
     True
     """
 
-    _parameter_constraints: dict = {
+    _: KW_ONLY
+    layer: str | None = None
+    bandwidth: float | str = "auto"
+    max_rows: int = 1000
+
+    _parameter_constraints: ClassVar[dict] = {
         **FeatureDetector._parameter_constraints,
         "layer": [str, None],
         "bandwidth": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "max_rows": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        layer=None,
-        pooling="mean",
-        bandwidth="auto",
-        max_rows=1000,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.layer = layer
-        self.pooling = pooling
-        self.bandwidth = bandwidth
-        self.max_rows = max_rows
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-
     def _fit_statistic(self, rows, columns, train, random_state):
-        features = self._features()
+        features = self._features(rows)
         shuffled = random_state.permutation(train)
         kept = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
         banks = [self._read_features(features, rows, k[: self.max_rows])[0] for k in kept]
         self.bandwidth_ = self.bandwidth
         if self.bandwidth == "auto":
             self.bandwidth_ = choose_bandwidth([bank[:MAX_BANDWIDTH_ROWS] for bank in banks])
-        return KernelDensityStatistic(features, banks, self.bandwidth_).to(self._home())
+        return KernelDensityStatistic(features, banks, self.bandwidth_).to(self._device())

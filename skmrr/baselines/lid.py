@@ -1,30 +1,32 @@
 """Local intrinsic dimensionality of a row among clean rows."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
+from skmrr._sklearn import Interval
 from skmrr.baselines._features import (
-    AskedForFeatures,
     FeatureDetector,
     Features,
     LayerMean,
     sample_rows,
 )
 from skmrr.baselines._neighbours import Bank, check_neighbors
-from skmrr.nn.detector import ClassFreeStatistic
+from skmrr.nn.statistic import ClassFreeStatistic
+from skmrr.nn.tapped import Pass
 
 MAX_STANDARDISED_ROWS = 500  # rows of the bank that say what is usual in a layer
 CLOSEST = 1e-12  # distance, beside that of the k-th neighbour, that counts as none
 ALIKE = 1e-12  # mean log-ratio of distances that counts as all of them being the same
 
 
-class LIDStatistic(AskedForFeatures, ClassFreeStatistic):
+class LIDStatistic(ClassFreeStatistic):
     """Logarithm of the local intrinsic dimensionality of a row, averaged over layers.
 
     Parameters
@@ -42,13 +44,14 @@ class LIDStatistic(AskedForFeatures, ClassFreeStatistic):
     def __init__(self, features: Features, banks: list[Bank], n_neighbors: int, n_classes: int):
         super().__init__(n_classes)
         self.features = features
+        self.taps = features.taps
         self.banks = nn.ModuleList(banks)
         self.n_neighbors = n_neighbors
         self.layer_mean = LayerMean(torch.zeros(1, len(banks), dtype=torch.float64))
 
-    def level(self, x: Tensor, features: list[Tensor] | None = None) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, passed: Pass) -> Float[Tensor, " batch"]:
         """Mean log-dimensionality of each row."""
-        return self.layer_mean(self.log_dimensions(self.seen(x, features)))
+        return self.layer_mean(self.log_dimensions(self.features(x, passed)))
 
     def log_dimensions(
         self, features: Sequence[Tensor], n_skipped: int = 0
@@ -74,6 +77,7 @@ def log_dimension(distances: Float[Tensor, "batch k"]) -> Float[Tensor, " batch"
     return -(-ratios.clamp_min(CLOSEST).log().mean(1)).clamp_min(ALIKE).log()
 
 
+@dataclass(eq=False, repr=False)
 class LIDDetector(FeatureDetector):
     """Detector by the local intrinsic dimensionality of a row among clean rows.
 
@@ -81,10 +85,10 @@ class LIDDetector(FeatureDetector):
     that they fill around a row. Clean rows lie in few dimensions; what leaves them sees its
     neighbours from outside, all at about the same distance, as in a space of many.
 
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
+
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits. Without it the rows of X, flattened, are the features.
     layer : str or list of str, optional
         Dotted name(s) of the layer(s) whose output is looked at; by default the input of the last
         linear layer. The paper takes all layers.
@@ -95,32 +99,6 @@ class LIDDetector(FeatureDetector):
         Neighbours k of the estimate, at least 2.
     max_rows : int, default=1000
         Training rows among which the neighbours are found; more are sampled down.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape of each row of a 2-D X for the classifier, e.g. (channels, height, width).
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split and of the rows kept.
-
-    Attributes
-    ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -156,44 +134,20 @@ class LIDDetector(FeatureDetector):
     True
     """
 
-    _parameter_constraints: dict = {
+    _: KW_ONLY
+    pooling: str = "flatten"
+    n_neighbors: int = 20
+    max_rows: int = 1000
+
+    _parameter_constraints: ClassVar[dict] = {
         **FeatureDetector._parameter_constraints,
         "n_neighbors": [Interval(Integral, 2, None, closed="left")],
         "max_rows": [Interval(Integral, 1, None, closed="left")],
     }
 
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        layer=None,
-        pooling="flatten",
-        n_neighbors=20,
-        max_rows=1000,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.layer = layer
-        self.pooling = pooling
-        self.n_neighbors = n_neighbors
-        self.max_rows = max_rows
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-
     def _fit_statistic(self, rows, columns, train, random_state):
         check_neighbors(self.n_neighbors, len(train), self.max_rows)
-        features = self._features()
+        features = self._features(rows)
         kept = self._read_features(features, rows, sample_rows(train, self.max_rows, random_state))
         banks = [Bank(part) for part in kept]
         statistic = LIDStatistic(features, banks, self.n_neighbors, len(self.classes_))
@@ -201,4 +155,4 @@ class LIDDetector(FeatureDetector):
             rows_of_all = np.arange(len(kept[0]))  # not the first ones, which may be of one class
             some = sample_rows(rows_of_all, MAX_STANDARDISED_ROWS, random_state)
             statistic.standardise([part[some] for part in kept])
-        return statistic.to(self._home())
+        return statistic.to(self._device())

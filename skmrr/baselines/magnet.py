@@ -1,49 +1,53 @@
 """MagNet: rows that an autoencoder of clean rows cannot rebuild, or rebuilds as another class."""
 
-import copy
 import math
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skmrr.base import BaseDetector
+from skmrr._sklearn import Interval, Options, StrOptions
+from skmrr.base import StatisticDetector
 from skmrr.baselines import _networks
-from skmrr.baselines._features import AskedForLogits
 from skmrr.baselines._training import (
-    check_logits,
+    check_answers,
     check_rebuilds,
     draw_seed,
     map_rows,
     train_network,
     value_range,
 )
-from skmrr.calibration import MemberSurvivals
+from skmrr.calibration import ConformalSurvival
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.detector import ClassFreeStatistic
-from skmrr.nn.hooks import as_input, eval_but, evaluating, resolve_device, seeded
+from skmrr.nn.placement import as_input, seeded
 from skmrr.nn.rows import Rows
+from skmrr.nn.statistic import ClassFreeStatistic
+from skmrr.nn.tapped import NOTHING, Pass, Tapped, own_copy
 
 TEMPERATURES = (10.0, 40.0)  # of the paper
 NOISE_SHARE = 0.1  # of the range of X; the paper's noise on MNIST
 COLLAPSED = 0.9  # share of the variance of rows that is left unexplained
 
 
-class MagNetDetector(BaseDetector):
+@dataclass(eq=False, repr=False)
+class MagNetDetector(StatisticDetector):
     """MagNet: detection by what an autoencoder makes of a row, and its reformer.
 
     An autoencoder learns to rebuild clean rows alone. A row far from them is rebuilt badly; one
     near them, but on the wrong side of the classifier's boundary, is rebuilt as another class.
     `defended_classifier` with ``reform=True`` is MagNet in full: the answer is the class of the
     rebuilt row, unless the row is flagged.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
@@ -73,38 +77,15 @@ class MagNetDetector(BaseDetector):
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error. By default the range of
         the training rows. Rebuilt rows stay in it.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
     training_batch_size : int, default=128
         Most rows per training step.
-    batch_size : int, default=512
-        Rows per pass elsewhere. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of split, weights, shuffling and noise.
-    verbose : bool, default=False
-        Whether to show a progress bar.
 
     Attributes
     ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
     noise_scale_ : float
         In use.
     history_ : dict of str to list of float
         ``loss``: mean squared error of each epoch, in squared units of the range of X.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the networks see it.
 
     Notes
     -----
@@ -141,8 +122,18 @@ class MagNetDetector(BaseDetector):
     True
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    statistic: str = "combined"
+    autoencoder: nn.Module | None = None
+    norm: int = 1
+    noise_scale: float | str = "auto"
+    validation_fraction: float = 0.1
+    max_epochs: int = 30
+    learning_rate: float = 0.03
+    training_batch_size: int = 128
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "statistic": [StrOptions({"combined", "reconstruction", "divergence"})],
         "autoencoder": [nn.Module, None],
         "norm": [Options(Integral, {1, 2})],
@@ -151,47 +142,7 @@ class MagNetDetector(BaseDetector):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "training_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "verbose": ["verbose"],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        statistic="combined",
-        autoencoder=None,
-        norm=1,
-        noise_scale="auto",
-        validation_fraction=0.1,
-        max_epochs=30,
-        learning_rate=0.03,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        training_batch_size=128,
-        batch_size=512,
-        device="auto",
-        random_state=None,
-        verbose=False,
-    ):
-        self.classifier = classifier
-        self.statistic = statistic
-        self.autoencoder = autoencoder
-        self.norm = norm
-        self.noise_scale = noise_scale
-        self.validation_fraction = validation_fraction
-        self.max_epochs = max_epochs
-        self.learning_rate = learning_rate
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.training_batch_size = training_batch_size
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def reform(self, X):
         """Rebuild each row by the autoencoder.
@@ -206,8 +157,8 @@ class MagNetDetector(BaseDetector):
         reformed : ndarray of shape (n_samples, …)
             In the shape and range of X.
         """
-        check_is_fitted(self, "module_")
-        return map_rows(self, self.module_.get_submodule("statistic.reformer"), X)
+        check_is_fitted(self, "evidence_")
+        return map_rows(self, self.evidence_.members.statistics[0].reformer, X)
 
     def reformed_classifier(self) -> nn.Module:
         """Classifier of reformed rows as a torch module, the second half of the defence.
@@ -222,11 +173,12 @@ class MagNetDetector(BaseDetector):
         ValueError
             If the detector has no classifier.
         """
-        check_is_fitted(self, "module_")
-        if self.classifier is None:
+        check_is_fitted(self, "evidence_")
+        classifier = self.evidence_.classifier
+        if classifier is None:
             raise ValueError("There is no classifier to show reformed rows: give classifier=….")
-        reformer = self.module_.get_submodule("statistic.reformer")
-        return eval_but(_networks.RebuildingClassifier(reformer, self.classifier), self.classifier)
+        reformer = self.evidence_.members.statistics[0].reformer
+        return _networks.RebuildingClassifier(reformer, classifier).eval()
 
     def defended_classifier(
         self, *, security_parameter=None, reform=False, **params
@@ -252,23 +204,21 @@ class MagNetDetector(BaseDetector):
         ValueError
             If the detector has no classifier.
         """
-        defended = super().defended_classifier(security_parameter=security_parameter, **params)
         if reform:
-            defended.classifier = self.reformed_classifier()
-        return defended
+            params["classifier"] = self.reformed_classifier()
+        return super().defended_classifier(security_parameter=security_parameter, **params)
 
     def _fit_statistic(self, rows, columns, train, random_state):
         if self.statistic == "divergence" and self.classifier is None:
             raise ValueError("statistic='divergence' compares logits: give classifier=….")
-        device = resolve_device(self.device, self.classifier)
+        device = self._device()
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
-        classifier = None if self.statistic == "reconstruction" else self.classifier
+        classifier = None if self.statistic == "reconstruction" else self._tapped()
         if classifier is not None:
-            with evaluating(classifier, device=device):
-                check_logits(classifier, rows.take(train[:1]), self.classes_, "classifier")
+            check_answers(classifier.network, rows.take(train[:1]), self.classes_, "classifier")
         n_statistics = (self.statistic != "divergence") + 2 * (classifier is not None)
         held_out = train
         if n_statistics > 1 and len(train) > 1:
@@ -284,16 +234,16 @@ class MagNetDetector(BaseDetector):
             norm=self.norm if self.statistic != "divergence" else None,
         )
         if n_statistics > 1:
-            statistic.survivals = self._survivals(statistic, rows, held_out, device)
+            statistic.survival = self._survival(statistic, rows, held_out)
         return statistic
 
     def _train(self, rows, train, low, high, device) -> nn.Module:
         if self.autoencoder is None:
             network = _networks.autoencoder(rows.shape, low, high)
         else:
-            network = copy.deepcopy(self.autoencoder)
+            network = own_copy(self.autoencoder)
         network.to(device).requires_grad_(True)
-        first = as_input(rows.take(train[:1]), network, device)
+        first = as_input(rows.take(train[:1]), network)
         check_rebuilds(network, first, "autoencoder")
 
         def loss_of(x, indices):
@@ -316,15 +266,16 @@ class MagNetDetector(BaseDetector):
         return network
 
     @torch.no_grad()
-    def _survivals(self, statistic, rows, held_out, device) -> MemberSurvivals:
+    def _survival(self, statistic, rows, held_out) -> ConformalSurvival:
         """Of each statistic on clean rows that the autoencoder was not trained on."""
+        classifier = statistic.classifier
         parts = []
-        with evaluating(self.classifier, device=device):
-            for _, batch in rows.batches(self.batch_size, held_out):
-                parts.append(statistic.statistics(as_input(batch, statistic, device)).cpu())
+        for _, batch in rows.batches(self.batch_size, held_out):
+            passed = NOTHING if classifier is None else classifier(batch)
+            parts.append(statistic.statistics(as_input(batch, statistic), passed).cpu())
         values = torch.cat(parts).numpy()
         one_class = np.zeros(len(values), dtype=np.int64)
-        return MemberSurvivals.fit(values, one_class, 1, given_first=False).to(device)
+        return ConformalSurvival.fit(values, one_class, 1).to(self._device())
 
 
 def _warn_if_collapsed(error: float, rows: Rows, train: np.ndarray, batch_size: int) -> None:
@@ -348,48 +299,46 @@ def _warn_if_collapsed(error: float, rows: Rows, train: np.ndarray, batch_size: 
         )
 
 
-class MagNetStatistic(AskedForLogits, ClassFreeStatistic):
+class MagNetStatistic(ClassFreeStatistic):
     """What MagNet's detectors say of a row, whatever its class.
 
     Parameters
     ----------
     reformer : nn.Module
         Rows → rebuilt rows.
-    classifier : nn.Module or None
-        Rows → logits; with it the divergences are among the statistics.
+    classifier : Tapped or None
+        Rows → logits, run on rebuilt rows; with it the divergences are among the statistics.
     n_classes : int
         Number of classes.
     norm : int or None
         Power of the error of reconstruction, which is left out with None.
     """
 
-    def __init__(self, reformer: nn.Module, classifier: nn.Module | None, n_classes: int, norm):
+    def __init__(self, reformer: nn.Module, classifier: Tapped | None, n_classes: int, norm):
         super().__init__(n_classes)
         self.reformer = reformer
         self.classifier = classifier
+        self.reads_logits = classifier is not None
         self.norm = norm
-        self.survivals: MemberSurvivals | None = None
+        self.survival: ConformalSurvival | None = None
 
-    def level(self, x: Tensor, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, passed: Pass) -> Float[Tensor, " batch"]:
         """Return the statistic itself, or the largest −log p of several."""
-        statistics = self.statistics(x, logits)
-        if self.survivals is None:
+        statistics = self.statistics(x, passed)
+        if self.survival is None:
             return statistics[:, 0]
-        of_one_class = torch.zeros(len(x), dtype=torch.int64, device=statistics.device)
-        return -self.survivals(statistics, of_one_class).amin(1)
+        of_one_class = torch.zeros(x.shape[0], dtype=torch.int64, device=statistics.device)
+        return -self.survival(statistics, of_one_class).amin(1)
 
-    def statistics(
-        self, x: Tensor, logits: Tensor | None = None
-    ) -> Float[Tensor, "batch statistics"]:
+    def statistics(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch statistics"]:
         """Error of reconstruction, and divergence at each temperature."""
         rebuilt = self.reformer(x)
         parts = []
         if self.norm is not None:
             parts.append((x - rebuilt).double().flatten(1).abs().pow(self.norm).mean(1))
         if self.classifier is not None:
-            logits = self.ask(x)[0] if logits is None else logits
-            of_rebuilt = self.ask(rebuilt)[0].to(x.device).double()
-            own = logits.to(x.device).double()
+            assert passed.logits is not None
+            own, of_rebuilt = passed.logits.double(), self.classifier(rebuilt).logits.double()
             parts += [jensen_shannon(own / t, of_rebuilt / t) for t in TEMPERATURES]
         return torch.stack(parts, dim=1)
 

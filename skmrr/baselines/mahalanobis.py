@@ -1,20 +1,22 @@
 """Mahalanobis distance to the class means, in one or several layers of the classifier."""
 
-from contextlib import closing
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor, nn
 
+from skmrr._sklearn import StrOptions
 from skmrr.baselines._features import (
-    AskedForFeatures,
     FeatureDetector,
     Features,
     LayerMean,
     favouring,
     sample_rows,
 )
+from skmrr.nn.statistic import Statistic
+from skmrr.nn.tapped import Pass
 
 SINGULAR = 1e-10  # of the largest variance: a direction with less is rounding
 MAX_STANDARDISED_ROWS = 1000  # clean rows that say how large distances in a layer are
@@ -91,7 +93,7 @@ class TiedGaussian(nn.Module):
         )
 
 
-class MahalanobisStatistic(AskedForFeatures, nn.Module):
+class MahalanobisStatistic(Statistic):
     """Mahalanobis distance of a row, averaged over layers.
 
     Parameters
@@ -107,15 +109,14 @@ class MahalanobisStatistic(AskedForFeatures, nn.Module):
     def __init__(self, features: Features, gaussians: list[TiedGaussian], statistic: str):
         super().__init__()
         self.features = features
+        self.taps = features.taps
         self.gaussians = nn.ModuleList(gaussians)
         self.statistic = statistic
         self.layer_mean = LayerMean(torch.zeros(1, len(gaussians), dtype=torch.float64))
 
-    def forward(
-        self, x: Tensor, features: list[Tensor] | None = None
-    ) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
-        distances = self.distances(self.seen(x, features))
+        distances = self.distances(self.features(x, passed))
         per_class = self.layer_mean(distances)
         if self.statistic == "class":
             return per_class
@@ -137,16 +138,17 @@ class MahalanobisStatistic(AskedForFeatures, nn.Module):
         self.layer_mean = LayerMean(clean)
 
 
+@dataclass(eq=False, repr=False)
 class MahalanobisDetector(FeatureDetector):
     """Detector by the Mahalanobis distance to the class means in layers of the classifier.
 
     The features of each layer are taken for Gaussian in each class, with one covariance for all
     classes. What is far from every class is odd.
 
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
+
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits. Without it the rows of X, flattened, are the features.
     layer : str or list of str, optional
         Dotted name(s) of the layer(s) whose output is looked at; by default the input of the last
         linear layer.
@@ -155,32 +157,6 @@ class MahalanobisDetector(FeatureDetector):
     statistic : {"nearest", "class"}, default="nearest"
         Distance to the class that is nearest in each layer, as in the paper, or to the class that
         the classifier decides for.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape of each row of a 2-D X for the classifier, e.g. (channels, height, width).
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of the split, and of the rows that layers are standardised on.
-
-    Attributes
-    ----------
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the classifier sees it.
 
     See Also
     --------
@@ -214,51 +190,26 @@ class MahalanobisDetector(FeatureDetector):
     True
     """
 
-    _parameter_constraints: dict = {
+    _: KW_ONLY
+    statistic: str = "nearest"
+
+    _parameter_constraints: ClassVar[dict] = {
         **FeatureDetector._parameter_constraints,
         "statistic": [StrOptions({"nearest", "class"})],
     }
 
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        layer=None,
-        pooling="mean",
-        statistic="nearest",
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.layer = layer
-        self.pooling = pooling
-        self.statistic = statistic
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
-
     def _fit_statistic(self, rows, columns, train, random_state):
-        features = self._features()
+        features = self._features(rows)
         classes = torch.as_tensor(columns)
         moments: list[TiedMoments] = []
-        with closing(self._feature_batches(features, rows, train)) as batches:
-            for positions, layers in batches:
-                moments = moments or [TiedMoments(len(self.classes_), f.mean(0)) for f in layers]
-                for moment, part in zip(moments, layers, strict=True):
-                    moment.update(part, classes[train[positions]])
+        for positions, layers in self._feature_batches(features, rows, train):
+            moments = moments or [TiedMoments(len(self.classes_), f.mean(0)) for f in layers]
+            for moment, part in zip(moments, layers, strict=True):
+                moment.update(part, classes[train[positions]])
         gaussians = [TiedGaussian(moment.means, moment.covariance) for moment in moments]
         statistic = MahalanobisStatistic(features, gaussians, self.statistic)
         if len(gaussians) > 1:
             sample = sample_rows(train, MAX_STANDARDISED_ROWS, random_state)
             clean = self._read_features(features, rows, sample)
             statistic.standardise(clean, classes[sample])
-        return statistic.to(self._home())
+        return statistic.to(self._device())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from skmrr.nn.hooks import as_input, evaluating, module_device
+from skmrr.nn.placement import as_input, module_device
 from skmrr.nn.replica import LatentMap, class_means
 
 
@@ -28,7 +28,7 @@ def move_apart(
     classes : Tensor of shape (n,)
         Column of each row's class.
     latent_map : LatentMap
-        Rows → unit features φ(x).
+        Rows → unit features φ(x), in evaluation mode.
     step : float or None
         Length of a step along the signs of the gradient, in the units of `x`. None takes the
         gradient itself, as published.
@@ -42,15 +42,15 @@ def move_apart(
     Tensor of shape (n, …)
         The moved rows, in the dtype of the map.
     """
-    device = module_device(latent_map)
-    parts = [as_input(part, latent_map, torch.device("cpu")) for part in x.split(batch_size)]
-    with evaluating(latent_map):
-        with torch.no_grad():
-            features = torch.cat([latent_map(part.to(device)) for part in parts])
-            centres = class_means(features, classes.to(device), int(classes.max()) + 1)
-        return torch.cat(
-            [_move(part.to(device), latent_map, centres, step, clip_values).cpu() for part in parts]
-        )
+    parts = x.split(batch_size)
+    with torch.no_grad():
+        features = torch.cat([latent_map(as_input(part, latent_map)) for part in parts])
+        classes = classes.to(module_device(latent_map))
+        centres = class_means(features, classes, int(classes.max()) + 1)
+    moved = (
+        _move(as_input(part, latent_map), latent_map, centres, step, clip_values) for part in parts
+    )
+    return torch.cat([part.cpu() for part in moved])
 
 
 def _move(x, latent_map, centres, step, clip_values) -> Tensor:

@@ -1,8 +1,8 @@
-"""Statistics judged among clean rows for which another quantity is about the same."""
+"""Statistics judged among clean rows for which one of them is about the same."""
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ MIN_DEPENDENCE = 0.1  # rank correlation with what is given, below which that is
 
 
 class LocalScale(nn.Module):
-    """Standardises each member's statistic by what it usually is where another value is given.
+    """Standardises members' statistics by what they usually are where one of them is given.
 
     Mean and deviation are taken among the rows nearest in rank of the value given, and
     interpolated between. A statistic that hardly depends on that value stays as it is.
@@ -25,53 +25,78 @@ class LocalScale(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, knots: Tensor, mean: Tensor, deviation: Tensor):
+    def __init__(self, given: int, knots: Tensor, mean: Tensor, deviation: Tensor):
         super().__init__()
+        self.given = given
         self.register_buffer("knots", knots)  # m, ascending
         self.register_buffer("mean", mean)  # m members
         self.register_buffer("deviation", deviation)  # m members
 
     @classmethod
-    def fit(cls, values: np.ndarray, given: np.ndarray) -> "LocalScale":
+    def fit(cls, values: np.ndarray, given: int) -> "LocalScale":
         """Fit on clean rows.
 
         Parameters
         ----------
         values : ndarray of shape (n_rows, n_members)
             What is to be standardised.
-        given : ndarray of shape (n_rows,)
-            What it may depend on.
+        given : int
+            The member that the others may depend on.
         """
-        order = np.argsort(given, kind="stable")
-        n = len(given)
+        known = values[:, given]
+        order = np.argsort(known, kind="stable")
+        n = len(known)
         centres = np.unique(np.linspace(0, n - 1, N_KNOTS).round().astype(int))
-        knots, first = np.unique(given[order][centres], return_index=True)
+        knots, first = np.unique(known[order][centres], return_index=True)
         half = min(n, max(MIN_NEIGHBOURS, round(NEIGHBOURS * n))) // 2
         mean = np.zeros((len(knots), values.shape[1]))
         deviation = np.ones_like(mean)
         for k, value in enumerate(values.T):
-            if depends(value, given):
+            if k != given and depends(value, known):
                 windows = [value[order][max(0, c - half) : c + half + 1] for c in centres[first]]
                 mean[:, k] = [window.mean() for window in windows]
                 deviation[:, k] = [window.std() for window in windows]
         # What is constant somewhere has no scale there; a small one of its own will do.
         deviation = np.maximum(deviation, 1e-3 * values.std(0))
         deviation[deviation == 0] = 1.0
-        return cls(*(torch.as_tensor(part) for part in (knots, mean, deviation)))
+        deviation[:, given] = 1.0
+        return cls(given, *(torch.as_tensor(part) for part in (knots, mean, deviation)))
 
-    def forward(
-        self, values: Float[Tensor, "batch members"], given: Float[Tensor, " batch"]
-    ) -> Float[Tensor, "batch members"]:
+    def forward(self, values: Float[Tensor, "batch members"]) -> Float[Tensor, "batch members"]:
         """Return (value − mean) / deviation at what is given; both constant beyond the knots."""
-        if len(self.knots) == 1:
+        n_knots = self.knots.shape[0]
+        if n_knots == 1:
             return (values - self.mean) / self.deviation
-        given = torch.clamp(given, self.knots[0], self.knots[-1])
-        upper = torch.searchsorted(self.knots, given.detach()).clamp(1, len(self.knots) - 1)
+        given = torch.clamp(values[:, self.given], self.knots[0], self.knots[-1])
+        upper = torch.searchsorted(self.knots, given.detach()).clamp(1, n_knots - 1)
         x0, x1 = self.knots[upper - 1], self.knots[upper]
         share = ((given - x0) / (x1 - x0))[:, None]
         mean = torch.lerp(self.mean[upper - 1], self.mean[upper], share)
         deviation = torch.lerp(self.deviation[upper - 1], self.deviation[upper], share)
         return (values - mean) / deviation
+
+
+class ConditionalSurvival(nn.Module):
+    """Log-survival of each member among clean rows for which one member is about the same.
+
+    Parameters
+    ----------
+    scale : LocalScale
+        Standardises the members' statistics.
+    survival : nn.Module
+        Of the standardised statistics.
+    """
+
+    def __init__(self, scale: LocalScale, survival: nn.Module):
+        super().__init__()
+        self.scale = scale
+        self.survival = survival
+
+    def forward(
+        self, values: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch members"]:
+        """Return log P(a clean row like this one is at least as odd) of each member, ≤ 0."""
+        return self.survival(self.scale(values), columns)
 
 
 def depends(value: np.ndarray, given: np.ndarray) -> bool:

@@ -5,15 +5,14 @@ The output is the victim's C logits and one more, "flagged": the risk neuron of 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from skmrr.nn.detector import DetectorModule
+from skmrr.nn.detector_module import DetectorModule
 from skmrr.nn.sparse_coding import SparseCoder
+from skmrr.nn.tapped import Tapped, shared_copy
 
 
 class DefendedClassifier(nn.Module):
@@ -26,12 +25,12 @@ class DefendedClassifier(nn.Module):
 
     Parameters
     ----------
-    classifier : nn.Module
-        The victim, rows → C logits.
     detector : DetectorModule
         ``module_`` of a fitted detector.
     security_parameter : float
         False-alarm rate SP, in (0, 1); below log SP a score is flagged.
+    classifier : nn.Module, optional
+        The victim, rows → C logits; by default the detector's own.
     kappa : float, default=1.0
         Scale κ > 0 of the last logit.
     straight_through : bool, default=False
@@ -41,7 +40,7 @@ class DefendedClassifier(nn.Module):
     Raises
     ------
     ValueError
-        If `security_parameter` or `kappa` is out of range, or the detector is not calibrated.
+        If `security_parameter` or `kappa` is out of range, or there is no classifier.
 
     Examples
     --------
@@ -50,19 +49,19 @@ class DefendedClassifier(nn.Module):
     >>> from skmrr import LatentDefender
     >>> from skmrr.nn import DefendedClassifier
     >>> X, y = load_digits(return_X_y=True)
-    >>> classifier = torch.nn.Linear(64, 10)
-    >>> defender = LatentDefender(max_epochs=2, random_state=0).fit(X, y)
-    >>> defended = DefendedClassifier(classifier, defender.module_, security_parameter=0.05)
-    >>> defended(torch.as_tensor(X[:3], dtype=torch.float32)).shape
+    >>> net = torch.nn.Linear(64, 10)
+    >>> defender = LatentDefender(classifier=net, max_epochs=2, random_state=0).fit(X, y)
+    >>> defended = DefendedClassifier(defender.module_, security_parameter=0.05)
+    >>> defended(torch.as_tensor(X[:3])).shape
     torch.Size([3, 11])
     """
 
     def __init__(
         self,
-        classifier: nn.Module,
         detector: DetectorModule,
         security_parameter: float,
         *,
+        classifier: nn.Module | None = None,
         kappa: float = 1.0,
         straight_through: bool = False,
     ):
@@ -71,13 +70,16 @@ class DefendedClassifier(nn.Module):
             raise ValueError(f"security_parameter={security_parameter} must be in (0, 1).")
         if not kappa > 0:
             raise ValueError(f"kappa={kappa} must be positive.")
-        if detector.calibration is None:
-            raise ValueError("The detector is not calibrated; call calibrate(X) first.")
-        self.classifier = classifier
-        self.detector = detector
+        if classifier is None and detector.evidence.classifier is None:
+            raise ValueError("There is no classifier to defend: give classifier=….")
+        self.detector = shared_copy(detector)
+        for part in self.detector.modules():
+            if isinstance(part, SparseCoder):
+                part.straight_through = straight_through
+        self.is_own = classifier is None
+        self.classifier = self.detector.evidence.classifier if self.is_own else Tapped(classifier)
         self.security_parameter = security_parameter
         self.kappa = kappa
-        self.straight_through = straight_through
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes_and_flagged"]:
         """Return the victim's logits and, last, that of "flagged"."""
@@ -103,9 +105,15 @@ class DefendedClassifier(nn.Module):
         labels : Tensor of shape (batch,), optional
             Classes at which the detector is asked; by default those the victim decides for.
         """
-        with straight_through(self.detector, active=self.straight_through):
-            logits, score = self.detector.judge(x, self.classifier, labels)
-        return logits, math.log(self.security_parameter) - score
+        passed = self.classifier(x)
+        labels = passed.logits.argmax(1) if labels is None else labels
+        own = passed if self.is_own else None
+        score = self.detector.judge(x, labels, own).score
+        return passed.logits, math.log(self.security_parameter) - score
+
+    def victim(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+        """Victim's logits alone."""
+        return self.classifier(x).logits
 
     def label_aware(self, labels: Int[Tensor, "*batch"]) -> "LabelAwareClassifier":
         """View in which untargeted attacks have to leave `labels` without being flagged."""
@@ -150,17 +158,3 @@ class LabelAwareClassifier(nn.Module):
         logits = self.defended(x)
         own, flagged = self.labels.expand(len(x))[:, None], logits[:, -1:]
         return logits[:, :-1].scatter(1, own, torch.maximum(logits.gather(1, own), flagged))
-
-
-@contextmanager
-def straight_through(module: nn.Module, *, active: bool = True) -> Iterator[None]:
-    """Let gradients pass all sparse coding in `module` as if it were the identity."""
-    coders = [part for part in module.modules() if active and isinstance(part, SparseCoder)]
-    before = [coder.straight_through for coder in coders]
-    try:
-        for coder in coders:
-            coder.straight_through = True
-        yield
-    finally:
-        for coder, value in zip(coders, before, strict=True):
-            coder.straight_through = value

@@ -4,24 +4,75 @@ Madry et al. (2018) train classifiers in this manner. Here the ascent climbs the
 loss on clean rows: no attack on the victim, and no adversarial example, is ever used.
 """
 
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from skmrr.nn.intervals import IntervalMap, ball
+from skmrr.nn.replica import LatentMap
 
-RAMP = 0.4  # share of the training over which the ball grows to its full radius
-INTERVAL_RAMP = 0.63  # the same of bounds, which are looser and need longer
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""(rows, classes) → mean loss of a latent map."""
 
 
-@dataclass(frozen=True)
-class Explorer:
+class Explorer(ABC):
+    """What a latent map learns of the surroundings of its rows, and when.
+
+    ``ramp`` is the share of the training over which what is explored grows to its full size.
+    """
+
+    ramp = 0.0
+
+    @abstractmethod
+    def loss(
+        self,
+        loss_of: LossOf,
+        latent_map: LatentMap,
+        x: Tensor,
+        classes: Tensor,
+        indices: Tensor,
+        progress: float,
+    ) -> Tensor:
+        """Loss of a batch and its surroundings.
+
+        Parameters
+        ----------
+        loss_of : callable
+            Loss of rows by `latent_map`.
+        latent_map : LatentMap
+            The map, in either mode; it is left in training mode.
+        x, classes : Tensor of shape (batch, …), Tensor of shape (batch,)
+            Rows and their classes.
+        indices : Tensor of shape (batch,)
+            Positions of the rows among all.
+        progress : float
+            Share of the training that is done.
+        """
+
+    def learning_rate(self, progress: float) -> float:
+        """Share of the peak: up in the first fifth, then down along a cosine."""
+        return progress / 0.2 if progress < 0.2 else _cosine((progress - 0.2) / 0.8)
+
+
+class RowsAlone(Explorer):
+    """Explores nothing."""
+
+    def loss(self, loss_of, latent_map, x, classes, indices, progress):
+        """Loss of the rows themselves."""
+        train_without_dropout(latent_map)
+        return loss_of(x, classes)
+
+
+class BallExplorer(Explorer):
     """Projected gradient ascent within an ℓ∞ ball around each row.
 
     Each search draws the radius of each row's ball, uniformly up to `radius`. Against a fixed
-    radius that keeps the map sharper on clean rows and near them, for little at the far end.
+    radius that keeps the map sharper on clean rows and near them, for little at the far end. It
+    goes on from where the row's last search ended.
 
     Parameters
     ----------
@@ -31,11 +82,30 @@ class Explorer:
         Steps of ascent.
     clip_values : tuple of float or None
         Range that the points stay in.
+    n_rows : int
+        Number of all rows.
+    row_shape : tuple of int
+        Shape of a row.
     """
 
-    radius: float
-    steps: int
-    clip_values: tuple | None = None
+    ramp = 0.4
+
+    def __init__(self, radius, steps, clip_values, n_rows, row_shape):
+        self.radius = radius
+        self.steps = steps
+        self.clip_values = clip_values
+        self.offsets = torch.zeros(n_rows, *row_shape)  # of each last worst point from its row
+        self.is_searched = torch.zeros(n_rows, dtype=torch.bool)
+
+    def loss(self, loss_of, latent_map, x, classes, indices, progress):
+        """Loss of the rows, and of the worst points around them."""
+        known = self.offsets[indices].to(x) if self.is_searched[indices].all() else None
+        latent_map.eval()
+        points = self.worst_points(x, lambda points: loss_of(points, classes), progress, known)
+        self.offsets[indices] = (points - x).to(self.offsets)
+        self.is_searched[indices] = True
+        train_without_dropout(latent_map)
+        return loss_of(torch.cat([x, points]), classes.repeat(2))
 
     def worst_points(
         self, x: Tensor, loss, progress: float = 1.0, last: Tensor | None = None
@@ -55,7 +125,7 @@ class Explorer:
             Points minus rows of the last search, to go on from; by default a random start.
         """
         draw = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        radius = self.radius * min(1.0, progress / RAMP) * draw
+        radius = self.radius * min(1.0, progress / self.ramp) * draw
         # Steps that reach across the ball, each shorter the more there are.
         step = radius * (1.25 if self.steps == 1 else 1.5 / self.steps)
         start = radius * (2 * torch.rand_like(x) - 1) if last is None else last
@@ -71,8 +141,7 @@ class Explorer:
         return points if self.clip_values is None else points.clamp(*self.clip_values)
 
 
-@dataclass(frozen=True)
-class IntervalExplorer:
+class IntervalExplorer(Explorer):
     """Bounds over an ℓ∞ ball around each row, instead of a search for its worst point.
 
     Parameters
@@ -85,20 +154,42 @@ class IntervalExplorer:
         Weight of the bounds' cross-entropy, beside that of the rows themselves, in the end.
     """
 
-    radius: float
-    clip_values: tuple | None = None
-    share: float = 0.5
+    ramp = 0.63  # bounds are looser than points, and need longer
 
-    def mix(
-        self, loss: Tensor, latent_map: IntervalMap, x: Tensor, classes: Tensor, progress: float
-    ) -> Tensor:
+    def __init__(self, radius: float, clip_values: tuple | None, share: float = 0.5):
+        self.radius = radius
+        self.clip_values = clip_values
+        self.share = share
+
+    def loss(self, loss_of, latent_map, x, classes, indices, progress):
         """Mix the rows' own loss with the cross-entropy of the worst logits in their balls.
 
-        Ball and weight grow with the training's `progress` in [0, 1]: bounds over a full ball tell
-        an untrained network nothing (Gowal et al. 2018, section 4).
+        Ball and weight grow with the training's progress: bounds over a full ball tell an untrained
+        network nothing (Gowal et al. 2018, section 4).
         """
-        grown = min(1.0, progress / INTERVAL_RAMP)
+        assert isinstance(latent_map, IntervalMap)
+        train_without_dropout(latent_map)
+        own = loss_of(x, classes)
+        grown = min(1.0, progress / self.ramp)
         inside = latent_map.bounds(*ball(x, grown * self.radius, self.clip_values))
         worst = functional.cross_entropy(latent_map.highest_leads(inside, classes), classes)
         share = grown * self.share
-        return (1 - share) * loss + share * worst
+        return (1 - share) * own + share * worst
+
+    def learning_rate(self, progress):
+        """Share of the peak: held while the balls grow, then down along a cosine."""
+        if progress < self.ramp:
+            return min(1.0, progress / 0.02)
+        return _cosine((progress - self.ramp) / (1 - self.ramp))
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_without_dropout(module: nn.Module) -> None:
+    """Training mode but for dropout, whose noise would hide the worst point from the search."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.eval()

@@ -1,11 +1,52 @@
-"""Many defenders' log-survivals into one oddness."""
+"""Members' log-survivals into one."""
 
-from jaxtyping import Float
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-class Fusion(nn.Module):
-    """Oddness of a row from the log-survival log p_k that each of its judges gives it.
+class Fusion(nn.Module, ABC):
+    """Members' calibrated log-survivals → one calibrated log-survival."""
+
+    @abstractmethod
+    def forward(
+        self, log_survivals: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the fused log-survival of each row, ≤ 0."""
+
+
+class Alone(Fusion):
+    """A single member speaks for itself."""
+
+    def forward(self, log_survivals, columns):
+        """Return the member's own log-survival."""
+        return log_survivals[:, 0]
+
+
+class CalibratedFusion(Fusion):
+    """Fusion by a rule, calibrated anew: whatever the number of members, it promises one rate.
+
+    Parameters
+    ----------
+    rule : FusionRule
+        Members' log-survivals → oddness.
+    survival : nn.Module
+        (oddness of shape (batch, 1), class columns) → log-survival of shape (batch, 1).
+    """
+
+    def __init__(self, rule: "FusionRule", survival: nn.Module):
+        super().__init__()
+        self.rule = rule
+        self.survival = survival
+
+    def forward(self, log_survivals, columns):
+        """Return the calibrated log-survival of the fused oddness."""
+        return self.survival(self.rule(log_survivals)[:, None], columns)[:, 0]
+
+
+class FusionRule(nn.Module):
+    """Oddness of a row from the log-survival log p_k that each of its members gives it.
 
     Parameters
     ----------
@@ -16,7 +57,7 @@ class Fusion(nn.Module):
         takes little from one that does. ``max``: the largest of −log p_k + log w_k, a weighted
         Bonferroni rule.
     weights : Tensor of shape (members,)
-        Weights w_k ≥ 0; a member of weight 0 has no say.
+        Weights w_k ≥ 0; a member of weight 0 has no influence.
     """
 
     weights: Tensor

@@ -15,7 +15,9 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.nn import functional
 
 from skmrr.nn.interval_rules import Interval, IntervalInterpreter
-from skmrr.nn.replica import LatentMap
+from skmrr.nn.replica import LatentMap, check_logits
+from skmrr.nn.statistic import Statistic
+from skmrr.nn.tapped import Pass
 
 
 class IntervalMap(LatentMap):
@@ -87,11 +89,7 @@ class IntervalMap(LatentMap):
         TypeError
             If there is no rule for a layer.
         """
-        if self.head.out_features != n_classes:
-            raise ValueError(
-                f"y holds {n_classes} classes but the network has {self.head.out_features} logits; "
-                "give y in the classifier's own class indices, every class present."
-            )
+        check_logits(self.head.out_features, n_classes)
         with torch.no_grad():
             self.bounds(x[:1], x[:1])
 
@@ -134,7 +132,7 @@ def ball(x: Tensor, radius: float | Tensor, clip_values: tuple | None) -> tuple[
     return low.clamp(*clip_values), high.clamp(*clip_values)
 
 
-class CertifiedStatistic(nn.Module):
+class CertifiedStatistic(Statistic):
     """By how much another class may be ahead anywhere in a ball around a row.
 
     s_c(x) = max_{j≠c} of an upper bound of z_j − z_c over the ℓ∞ ball of radius r. As the clean row
@@ -157,18 +155,17 @@ class CertifiedStatistic(nn.Module):
         self.radius = radius
         self.clip_values = clip_values
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
         inside = self._inside(x, self.radius)
-        n_classes = self.latent_map.head.out_features
-        columns = torch.arange(n_classes, device=x.device)
-        return torch.stack([self._at(inside, c.expand(len(x))) for c in columns], dim=1)
+        columns = torch.arange(self.latent_map.head.out_features, device=x.device)
+        return torch.stack([self._at(inside, c.expand(x.shape[0])) for c in columns], dim=1)
 
     def at(
-        self, x: Tensor, columns: Int[Tensor, " batch"], radius: float | None = None
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
     ) -> Float[Tensor, " batch"]:
-        """Return the statistic of each row under one class, over another ball if given."""
-        return self._at(self._inside(x, self.radius if radius is None else radius), columns)
+        """Return the statistic of each row under one class."""
+        return self._at(self._inside(x, self.radius), columns)
 
     def least_leads(
         self, x: Tensor, columns: Int[Tensor, " batch"], radius: float

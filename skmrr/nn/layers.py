@@ -1,60 +1,78 @@
-"""Outputs of named layers as one feature vector per row."""
+"""Layers of a network by name, and the layer that makes its logits."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from skmrr.nn.hooks import as_input, captured, module_device
+# Steps of a pass that move, scale or compare logits without mixing features into new ones.
+PASSED_THROUGH = (
+    *("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Permute", "T"),
+    *("Slice", "Select", "Index", "Clone", "Alias", "ToCopy"),
+    *("Mul", "Div", "Add", "Sub", "Neg", "Softmax", "LogSoftmax"),
+)
 
 
-class LayerFeatures(nn.Module):
-    """Rows → outputs of named layers of a network, pooled and concatenated.
+def find_layer(model: nn.Module, layer: str) -> nn.Module:
+    """Submodule at the dotted name `layer`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer; the message lists those that there are.
+    """
+    layers = dict(model.named_modules(remove_duplicate=False))
+    if layer not in layers or layer == "":
+        names = ", ".join(name for name in layers if name)
+        raise ValueError(f"layer={layer!r} is not in the model; its layers are: {names}")
+    return layers[layer]
+
+
+def replace_layer(model: nn.Module, layer: str, new: nn.Module) -> None:
+    """Put another module in the place of the one at the dotted name `layer`."""
+    parent, _, name = layer.rpartition(".")
+    model.get_submodule(parent).register_module(name, new)
+
+
+def check_has_linear(model: nn.Module) -> None:
+    """Raise a ValueError unless some layer of a model is linear, as its head has to be."""
+    if not any(isinstance(part, nn.Linear) for part in model.modules()):
+        raise ValueError("The model has no linear layer; name the checkpoint with layer='…'.")
+
+
+def find_head(model: nn.Module, x: Tensor) -> str:
+    """Name of the linear layer whose output is the logits, found by following a pass back.
 
     Parameters
     ----------
     model : nn.Module
-        The network.
-    names : list of str
-        Dotted names of the layers.
-    pooling : {"flatten", "mean"}
-        Whether to keep every activation or to average over positions.
+        Rows → logits, in evaluation mode. It is left with hooks: give a copy.
+    x : Tensor of shape (batch, …)
+        Two rows or more.
+
+    Raises
+    ------
+    ValueError
+        If the logits are made by anything but one linear layer.
     """
+    check_has_linear(model)
+    made: dict[object, str] = {}  # by the step of the pass that a linear layer's output is from
 
-    def __init__(self, model: nn.Module, names: list[str], pooling: str):
-        super().__init__()
-        self.model = model
-        self.names = names
-        self.pooling = pooling
-
-    def forward(self, x: Tensor) -> Float[Tensor, "batch dim"]:
-        """Run the network on `x`, and read the features."""
-        return self.read(self.ask(x)[1])
-
-    def ask(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the network on `x` for what it answers, and for the outputs of the layers."""
-        with captured(self.model, self.names) as outputs:
-            answer = self.model(as_input(x, self.model, module_device(self.model)))
-        return answer, outputs
-
-    def read(self, outputs: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
-        """Read the features from the outputs of a pass that is over."""
-        return torch.cat(list(self.by_layer(outputs).values()), dim=1)
-
-    def by_layer(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Features of each layer, shape (batch, dim).
-
-        Raises
-        ------
-        ValueError
-            If a layer had no part in the pass.
-        """
-        missing = [name for name in self.names if name not in outputs]
-        if missing:
-            raise ValueError(f"layer(s) {missing} took no part in the network's forward pass.")
-        return {name: self._pool(outputs[name]) for name in self.names}
-
-    def _pool(self, output: Tensor) -> Tensor:
-        if self.pooling == "mean" and output.ndim > 2:
-            # Channels come first in images, features last in token sequences.
-            output = output.flatten(2).mean(2) if output.ndim > 3 else output.mean(1)
-        return output.flatten(1)
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(
+                lambda module, inputs, output, name=name: made.update({output.grad_fn: name})
+            )
+    with torch.enable_grad():
+        x = x.detach().clone()
+        logits = model(x.requires_grad_(x.is_floating_point()))
+    step = logits.grad_fn
+    while step is not None and step not in made:
+        before = [earlier for earlier, _ in step.next_functions if earlier is not None]
+        is_passed = step.name().removesuffix("0").removesuffix("Backward") in PASSED_THROUGH
+        step = before[0] if is_passed and before else None
+    if step is None:
+        names = ", ".join(name for name, part in model.named_modules() if name)
+        raise ValueError(
+            "The logits are not the output of one linear layer; name the checkpoint with layer=…, "
+            f"the output of a layer ('name') or its input ('name:input'). The layers are: {names}"
+        )
+    return made[step]

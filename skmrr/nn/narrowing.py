@@ -1,63 +1,54 @@
 """Smaller networks of the same architecture."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from skmrr.nn.hooks import (
-    as_input,
-    evaluating,
-    last_linear,
-    module_device,
-    replace_layer,
-    seeded,
-)
+from skmrr.nn.layers import replace_layer
+from skmrr.nn.placement import as_input
+from skmrr.nn.tapped import INPUT, head_input, own_copy, shared_copy
 
 
-def narrow(network: nn.Module, width: float, x: Tensor, *, seed: int = 0) -> nn.Module:
+def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
     """Untrained copy of a network with a share of the channels and units of each hidden layer.
 
     Parameters
     ----------
     network : nn.Module
-        Classifier whose last linear layer gives the logits. It is not changed.
+        Classifier whose logits one linear layer gives. It is not changed.
     width : float
-        Share of the outputs that each convolution and each linear layer but the last keeps, one
+        Share of the outputs that each convolution and each linear layer but that one keeps, one
         at least.
     x : Tensor of shape (batch, …)
         Rows to find the new shapes with.
-    seed : int, default=0
-        Seed of the initial weights.
 
     Returns
     -------
     nn.Module
-        In evaluation mode.
+        In evaluation mode, with initial weights by torch's global generator.
 
     Raises
     ------
     ValueError
         If the network does not run with fewer channels.
     """
-    narrowed = copy.deepcopy(network)
-    logits = last_linear(narrowed)
+    narrowed = own_copy(network)
+    head = head_input(network, x).removesuffix(INPUT)
     for name, part in list(narrowed.named_modules()):
-        thin = _thin(part, 1.0 if part is logits else width)
+        thin = _thin(part, 1.0 if name == head else width)
         if thin is not None and name:
             replace_layer(narrowed, name, thin)
-    x = as_input(x, network, module_device(network))
-    narrowed.to(x)
+    x = as_input(x[:2], network)
+    narrowed.to(x).eval()
     try:
-        with seeded(seed), evaluating(narrowed, network), torch.no_grad():
-            if narrowed(x[:2]).shape != network(x[:2]).shape:
+        with torch.no_grad():
+            if narrowed(x).shape != shared_copy(network)(x).shape:
                 raise ValueError("its logits lose their shape")
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"width={width} does not fit a {type(network).__name__}, which does not run with fewer "
             f"channels ({error}); set width=1, or give defenders=[…] with modules of your own."
         ) from error
-    return narrowed.eval()
+    return narrowed
 
 
 def _thin(part: nn.Module, width: float) -> nn.Module | None:

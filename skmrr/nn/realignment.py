@@ -5,9 +5,7 @@ the rows is this package's addition.
 """
 
 import copy
-import math
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import torch
@@ -16,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from skmrr.nn.exploration import INTERVAL_RAMP, RAMP, Explorer, IntervalExplorer
-from skmrr.nn.hooks import as_input, evaluating, module_device, seeded
-from skmrr.nn.intervals import IntervalMap
+from skmrr.nn.exploration import Explorer
+from skmrr.nn.placement import as_input, module_device, seeded
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
 
@@ -82,20 +79,20 @@ class Realigner:
         *,
         gamma: float,
         clustering: str,
-        explorer: Explorer | IntervalExplorer | None,
+        explorer: Explorer,
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
         verbose: bool,
     ):
         self.latent_map = latent_map
-        self.device = module_device(latent_map)
-        self.loss = RealignmentLoss(centres, gamma, clustering).to(self.device)
+        self.clustering_loss = RealignmentLoss(centres, gamma, clustering)
+        self.clustering_loss.to(module_device(latent_map))
         self.explorer = explorer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.verbose = verbose
-        parameters = [*latent_map.parameters(), *self.loss.parameters()]
+        parameters = [*latent_map.parameters(), *self.clustering_loss.parameters()]
         self.optimizer = torch.optim.Adam(parameters, learning_rate)
 
     def fit(
@@ -123,27 +120,25 @@ class Realigner:
         """
         history: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         self.n_steps = self.max_epochs * -(-len(train) // self.batch_size)
-        schedule = _held if isinstance(self.explorer, IntervalExplorer) else _one_cycle
         # torch's own OneCycleLR divides by zero in trainings of a few steps.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: schedule((step + 0.5) / self.n_steps)
+            self.optimizer,
+            lambda step: self.explorer.learning_rate((step + 0.5) / self.n_steps),
         )
-        # Of each row, its last worst point minus the row.
-        n_offsets = len(rows) if isinstance(self.explorer, Explorer) else 0
-        self.offsets = torch.zeros(n_offsets, *rows.shape)
         shuffle = np.random.RandomState(seed)
         best = None
         with (
-            seeded(seed, self.device),
+            seeded(seed, module_device(self.latent_map)),
             tqdm(total=self.n_steps, desc="realign", disable=not self.verbose) as self.bar,
         ):
             for _ in range(self.max_epochs):
                 batches = self._read(rows, classes, shuffle.permutation(train))
-                history["loss"].append(self._mean(self._step, batches))
-                if len(held_out) == 0 or self._is_growing():
+                history["loss"].append(_mean(self._step, batches))
+                # While what is explored grows, the clean loss rises for that reason.
+                if len(held_out) == 0 or self._progress < self.explorer.ramp:
                     continue
                 losses = history["held_out_loss"]
-                losses.append(self._mean(self._clean_loss, self._read(rows, classes, held_out)))
+                losses.append(_mean(self._clean_loss, self._read(rows, classes, held_out)))
                 best_epoch = int(np.argmin(losses))
                 if best_epoch == len(losses) - 1:
                     best = copy.deepcopy(self.latent_map.state_dict())
@@ -151,36 +146,22 @@ class Realigner:
                     break
         if best is not None:
             self.latent_map.load_state_dict(best)
+        self.latent_map.eval()
         return history
 
-    def _is_growing(self) -> bool:
-        """Whether the explored balls still grow, and the clean loss rises for that reason."""
-        ramp = INTERVAL_RAMP if isinstance(self.explorer, IntervalExplorer) else RAMP
-        return self.explorer is not None and self.schedule.last_epoch < ramp * self.n_steps
+    @property
+    def _progress(self) -> float:
+        """Share of the training that is done."""
+        return self.schedule.last_epoch / self.n_steps
 
-    def _mean(self, loss_of, batches) -> float:
-        """Mean of a loss over the rows of all batches."""
-        total, n = 0.0, 0
-        for x, classes, indices in batches:
-            total += float(loss_of(x, classes, indices)) * len(x)
-            n += len(x)
-        return total / n
-
+    @torch.no_grad()
     def _clean_loss(self, x, classes, indices):
-        with evaluating(self.latent_map), torch.no_grad():
-            return functional.cross_entropy(self.latent_map.features_and_logits(x)[1], classes)
+        logits = self.latent_map.eval().features_and_logits(x)[1]
+        return functional.cross_entropy(logits, classes)
 
     def _step(self, x, classes, indices):
-        """Train on one batch, and on its worst points; return the loss before the step."""
-        if isinstance(self.explorer, Explorer):
-            explored = self._explore(self.explorer, x, classes, indices)
-            x, classes = torch.cat([x, explored]), classes.repeat(2)
-        _train_without_dropout(self.latent_map)
-        loss = self._loss(x, classes)
-        if isinstance(self.explorer, IntervalExplorer):
-            progress = self.schedule.last_epoch / self.n_steps
-            interval_map = cast(IntervalMap, self.latent_map)
-            loss = self.explorer.mix(loss, interval_map, x, classes, progress)
+        """Train on one batch, and on its surroundings; return the loss before the step."""
+        loss = self.explorer.loss(self._loss, self.latent_map, x, classes, indices, self._progress)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -190,46 +171,20 @@ class Realigner:
         self.bar.update()
         return loss.detach()
 
-    def _explore(self, explorer: Explorer, x, classes, indices):
-        """Worst points around `x`; each row's search goes on where its last one ended."""
-        n_done = self.schedule.last_epoch
-        is_first_epoch = n_done < self.n_steps / self.max_epochs
-        with evaluating(self.latent_map):
-            points = explorer.worst_points(
-                x,
-                lambda points: self._loss(points, classes),
-                progress=n_done / self.n_steps,
-                last=None if is_first_epoch else self.offsets[indices].to(x),
-            )
-        self.offsets[indices] = (points - x).to(self.offsets)
-        return points
-
     def _loss(self, x, classes):
-        return self.loss(*self.latent_map.features_and_logits(x), classes)
+        return self.clustering_loss(*self.latent_map.features_and_logits(x), classes)
 
     def _read(self, rows, classes, indices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for positions, x in rows.batches(self.batch_size, indices):
+        for positions, batch in rows.batches(self.batch_size, indices):
             picked = torch.as_tensor(indices[positions])
-            yield as_input(x, self.latent_map, self.device), classes[picked].to(self.device), picked
+            x = as_input(batch, self.latent_map)
+            yield x, classes[picked].to(x.device), picked
 
 
-def _one_cycle(progress: float) -> float:
-    """Learning rate as a share of its peak: up in the first fifth, then down along a cosine."""
-    if progress < 0.2:
-        return progress / 0.2
-    return 0.5 * (1 + math.cos(math.pi * (progress - 0.2) / 0.8))
-
-
-def _held(progress: float) -> float:
-    """Learning rate as a share of its peak: held while the balls grow, then down along a cosine."""
-    if progress < INTERVAL_RAMP:
-        return min(1.0, progress / 0.02)
-    return 0.5 * (1 + math.cos(math.pi * (progress - INTERVAL_RAMP) / (1 - INTERVAL_RAMP)))
-
-
-def _train_without_dropout(module: nn.Module) -> None:
-    """Training mode but for dropout, whose noise would hide the worst point from the search."""
-    module.train()
-    for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.eval()
+def _mean(loss_of, batches) -> float:
+    """Mean of a loss over the rows of all batches."""
+    total, n = 0.0, 0
+    for x, classes, indices in batches:
+        total += float(loss_of(x, classes, indices)) * len(x)
+        n += len(x)
+    return total / n

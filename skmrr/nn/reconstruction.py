@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from skmrr.nn.detector import against_best_other
 from skmrr.nn.patches import Patches
 from skmrr.nn.sparse_coding import SparseCoder
+from skmrr.nn.statistic import ColumnStatistic, against_best_other
+from skmrr.nn.tapped import Pass, Tapped
 
 
 class ClassReconstruction(nn.Module):
@@ -53,7 +54,7 @@ class ClassReconstruction(nn.Module):
         return self.patches.combine(coded + mean)
 
 
-class ResidualStatistic(nn.Module):
+class ResidualStatistic(ColumnStatistic):
     """By how many standard deviations a row's PSNR falls short of what is typical of a class.
 
     ``PSNR = 10 log₁₀(peak² / MSE)`` of a row against its reconstruction; the peak cancels out.
@@ -70,18 +71,16 @@ class ResidualStatistic(nn.Module):
     std: Tensor
 
     def __init__(self, reconstruction: ClassReconstruction, floor: float):
-        super().__init__()
+        n_classes = len(reconstruction.coders)
+        super().__init__(n_classes)
         self.reconstruction = reconstruction
         self.floor = floor
-        n_classes = len(reconstruction.coders)
         self.register_buffer("mean", torch.zeros(n_classes, dtype=torch.float64))
         self.register_buffer("std", torch.ones(n_classes, dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return the statistic of each row under each class, high = odd."""
-        return _under_each_class(self, x, len(self.mean))
-
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
+    ) -> Float[Tensor, " batch"]:
         """Return the statistic of each row under one class."""
         return (self.decibels(x, columns) - self.mean[columns]) / self.std[columns]
 
@@ -91,7 +90,7 @@ class ResidualStatistic(nn.Module):
         return 10 * (error + self.floor).log10()
 
 
-class RelabelStatistic(nn.Module):
+class RelabelStatistic(ColumnStatistic):
     """By how much the classifier, shown the reconstruction, prefers another class.
 
     max_{j≠ŷ} z_j(x̂) − z_ŷ(x̂) of its logits z: the classifier changes its mind where this is
@@ -101,30 +100,23 @@ class RelabelStatistic(nn.Module):
     ----------
     reconstruction : ClassReconstruction
         Of each row by a class.
-    classifier : nn.Module
-        Rows → logits.
+    classifier : Tapped
+        Rows → logits; it is run once more.
     classes : Tensor of shape (classes,)
         The classifier's number of each class.
     """
 
     classes: Tensor
 
-    def __init__(self, reconstruction: ClassReconstruction, classifier: nn.Module, classes: Tensor):
-        super().__init__()
+    def __init__(self, reconstruction: ClassReconstruction, classifier: Tapped, classes: Tensor):
+        super().__init__(len(classes))
         self.reconstruction = reconstruction
         self.classifier = classifier
         self.register_buffer("classes", classes)
 
-    def forward(self, x: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return the statistic of each row under each class, high = odd."""
-        return _under_each_class(self, x, len(self.classes))
-
-    def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
+    ) -> Float[Tensor, " batch"]:
         """Return the statistic of each row under one class."""
-        logits = self.classifier(self.reconstruction(x, columns)).double()
-        return against_best_other(logits).gather(1, self.classes[columns][:, None])[:, 0]
-
-
-def _under_each_class(statistic, x: Tensor, n_classes: int) -> Float[Tensor, "batch classes"]:
-    columns = torch.arange(n_classes, device=x.device)
-    return torch.stack([statistic.at(x, c.expand(len(x))) for c in columns], dim=1)
+        logits = self.classifier(self.reconstruction(x, columns)).logits
+        return against_best_other(logits.double()).gather(1, self.classes[columns][:, None])[:, 0]

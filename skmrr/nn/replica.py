@@ -12,8 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skmrr.nn.hooks import find_layer, last_linear, module_dtype
+from skmrr.nn.layers import check_has_linear, find_layer
+from skmrr.nn.narrowing import narrow
+from skmrr.nn.placement import module_dtype
+from skmrr.nn.tapped import INPUT, attach, head_input, keep, own_copy, run
 
+FEATURES, NATURAL = "features", "natural features"  # what a checkpoint keeps of a pass
 COSINE_SCALE = 16.0  # norm given to a unit feature before a cosine head
 
 
@@ -35,6 +39,35 @@ class LatentMap(nn.Module, ABC):
         return self.features_and_logits(x)[0]
 
 
+class Checkpoint(nn.Module):
+    """Hook that normalises what passes a replica's checkpoint.
+
+    The rest of the network was trained on features of their natural norm, so it is given
+    ``scale * φ(x)``. The scale starts as the mean norm on clean rows and is trained.
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros((), dtype=dtype))  # zero: not known yet
+        self.is_input = False
+
+    def forward(self, module: nn.Module, inputs: tuple, output: object = None):
+        """Return what the layer is given, or gives, on the sphere of radius ``scale``."""
+        checkpoint = inputs[0] if self.is_input else output
+        assert isinstance(checkpoint, Tensor)
+        scale = torch.where(self.scale > 0, self.scale, 1.0)
+        features = functional.normalize(checkpoint.flatten(1))
+        keep(FEATURES, features)
+        keep(NATURAL, checkpoint)
+        changed = (scale * features).view_as(checkpoint)
+        return (changed,) if self.is_input else changed
+
+    def attach(self, network: nn.Module, name: str) -> None:
+        """Hook to the layer of a tap."""
+        self.is_input = name.endswith(INPUT)
+        attach(network, name, self)
+
+
 class Replica(LatentMap):
     """Copy of a classifier with an L2 normalisation inserted at its checkpoint.
 
@@ -43,97 +76,95 @@ class Replica(LatentMap):
     network : nn.Module
         A classifier that returns logits. It is copied.
     layer : str, optional
-        Dotted name of the layer whose output is the checkpoint. By default the checkpoint is the
-        input of the last linear layer.
-
-    Notes
-    -----
-    The rest of the network was trained on features of their natural norm, so it sees
-    ``scale * φ(x)``. The scale starts as the mean norm on clean rows and is trained.
+        The checkpoint: dotted name of a layer for its output, followed by ``":input"`` for its
+        input. By default the input of the linear layer whose output is the logits, which the first
+        rows that the replica sees tell.
+    width : float, default=1.0
+        Share of the channels and units of each hidden layer. Below 1 the first rows that the
+        replica sees make it an untrained network of that width.
     """
 
-    def __init__(self, network: nn.Module, layer: str | None = None):
+    def __init__(self, network: nn.Module, layer: str | None = None, width: float = 1.0):
         super().__init__()
         if layer is None:
-            last_linear(network)
+            check_has_linear(network)
         else:
-            find_layer(network, layer)
-        self.network = copy.deepcopy(network)
+            find_layer(network, layer.removesuffix(INPUT))
+        self.network = own_copy(network)
         self.layer = layer
-        self.scale = nn.Parameter(torch.zeros((), dtype=module_dtype(network, torch.float32)))
+        self.width = width
+        self.checkpoint = Checkpoint(module_dtype(network, torch.float32))
+        self.is_prepared = False
+        if layer is not None and width == 1:
+            self._attach(layer)
+
+    def prepare(self, x: Tensor) -> None:
+        """Find the checkpoint, and narrow the network, by a pass of a few rows."""
+        if self.is_prepared:
+            return
+        layer = self.layer or head_input(self.network, x)
+        if self.width < 1:
+            self.network = narrow(self.network, self.width, x)
+        self._attach(layer)
+
+    def _attach(self, layer: str) -> None:
+        self.checkpoint.attach(self.network, layer)
+        self.layer, self.is_prepared = layer, True
 
     def features_and_logits(self, x):
-        """Run the copy once, normalising at the checkpoint on the way."""
-        scale = torch.where(self.scale > 0, self.scale, 1.0)
-        features: list[Tensor] = []
+        """Run the copy once, normalising at the checkpoint on the way.
 
-        def normalise(checkpoint: Tensor) -> Tensor:
-            features[:] = [functional.normalize(checkpoint.flatten(1))]
-            return (scale * features[0]).view_as(checkpoint)
-
-        logits = self._run(x, normalise)
-        return features[0], logits
+        Raises
+        ------
+        ValueError
+            If the checkpoint has no part in the pass.
+        """
+        logits, seen = self._run(x)
+        return seen[FEATURES], logits
 
     def initialise(self, x, classes, n_classes):
-        """Set ``scale`` to the mean norm of the checkpoint's features, the first time.
+        """Set the scale to the mean norm of the checkpoint's features, the first time.
 
         Raises
         ------
         ValueError
             If a class index has no logit.
         """
-        norms: list[Tensor] = []
-
-        def measure(checkpoint: Tensor) -> Tensor:
-            norms[:] = [checkpoint.flatten(1).norm(dim=1)]
-            return checkpoint
-
+        self.prepare(x)
         with torch.no_grad():
-            logits = self._run(x, measure)
-        if logits.shape[1] != n_classes:
+            logits, seen = self._run(x)
+        check_logits(logits.shape[1], n_classes)
+        if self.checkpoint.scale == 0:
+            norms = seen[NATURAL].flatten(1).norm(dim=1)
+            nn.init.constant_(self.checkpoint.scale, float(norms.mean()))
+
+    def _run(self, x: Tensor) -> tuple[Tensor, dict]:
+        self.prepare(x)
+        logits, seen = run(self.network, x)
+        if FEATURES not in seen:
             raise ValueError(
-                f"y holds {n_classes} classes but the replica has {logits.shape[1]} logits; "
-                "give y in the classifier's own class indices, every class present."
+                f"layer={self.layer!r} takes no part in the network's forward pass; name a layer "
+                "that does with layer='…'."
             )
-        if self.scale == 0:
-            nn.init.constant_(self.scale, float(norms[0].mean()))
+        return logits, seen
 
-    def _run(self, x, at_checkpoint):
-        layer = (
-            last_linear(self.network)
-            if self.layer is None
-            else find_layer(self.network, self.layer)
-        )
-        return run_changing(self.network, x, layer, at_checkpoint, at_input=self.layer is None)
+    def bare_network(self) -> nn.Module:
+        """Copy of the network without the normalisation."""
+        network = copy.deepcopy(self.network)
+        for part in network.modules():
+            for hooks in (part._forward_hooks, part._forward_pre_hooks):
+                for key in [k for k, hook in hooks.items() if isinstance(hook, Checkpoint)]:
+                    del hooks[key]
+        return network
 
 
-def run_changing(network: nn.Module, x: Tensor, layer: nn.Module, change, *, at_input: bool):
-    """Run a network in which the input or the output of a layer goes through `change`.
-
-    Raises
-    ------
-    ValueError
-        If the layer has no part in the pass.
-    """
-    n_calls = 0
-
-    def at_layer(module, inputs, output=None):
-        nonlocal n_calls
-        n_calls += 1
-        return (change(inputs[0]),) if at_input else change(output)
-
-    register = layer.register_forward_pre_hook if at_input else layer.register_forward_hook
-    handle = register(at_layer)
-    try:
-        result = network(x)
-    finally:
-        handle.remove()
-    if n_calls == 0:
+def check_logits(n_logits: int, n_classes: int) -> None:
+    """Raise a ValueError unless a network has a logit for each class, and none beside."""
+    if n_logits != n_classes:
         raise ValueError(
-            f"{layer} takes no part in the network's forward pass; name a layer that does with "
-            "layer='…'."
+            f"y holds {n_classes} classes but the network has {n_logits} logits; give y in the "
+            "classifier's own class indices, every class present."
         )
-    return result
 
 
 class CosineMap(LatentMap):
@@ -151,7 +182,7 @@ class CosineMap(LatentMap):
 
     def __init__(self, encoder: nn.Module, dim: int, n_classes: int):
         super().__init__()
-        self.encoder = copy.deepcopy(encoder)
+        self.encoder = own_copy(encoder)
         self.head = nn.Linear(dim, n_classes, dtype=module_dtype(encoder, torch.float32))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -171,15 +202,19 @@ class CosineMap(LatentMap):
             self.head.weight.copy_(functional.normalize(means))
 
 
-def replicate(classifier: nn.Module, layer: str | None = None) -> Replica:
-    """Copy `classifier` into a replica whose checkpoint is the output of `layer`.
+def replicate(classifier: nn.Module, layer: str | None = None, *, width: float = 1.0) -> Replica:
+    """Copy `classifier` into a replica whose features are those of a checkpoint.
 
     Parameters
     ----------
     classifier : nn.Module
         The victim, which returns logits of shape (batch, classes). It is not changed.
     layer : str, optional
-        Dotted name of the checkpoint; by default the input of the last linear layer.
+        The checkpoint: dotted name of a layer for its output, followed by ``":input"`` for its
+        input. By default the input of the linear layer whose output is the logits.
+    width : float, default=1.0
+        Share of the classifier's channels and units that the replica has. Below 1 it is not a copy
+        of the classifier, but an untrained network of its architecture that costs less.
 
     Returns
     -------
@@ -191,11 +226,11 @@ def replicate(classifier: nn.Module, layer: str | None = None) -> Replica:
     >>> import torch
     >>> from skmrr import replicate
     >>> victim = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    >>> features = replicate(victim, "1")(torch.ones(5, 4))
+    >>> features = replicate(victim)(torch.ones(5, 4))
     >>> features.shape
     torch.Size([5, 8])
     """
-    return Replica(classifier, layer)
+    return Replica(classifier, layer, width)
 
 
 def class_means(

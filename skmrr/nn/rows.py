@@ -58,6 +58,15 @@ class Rows:
         """Shape of one row as a network sees it."""
         return tuple(self.take([0]).shape[1:])
 
+    def shaped(self, input_shape) -> "Rows":
+        """Return the same rows, seen in another shape."""
+        return Rows(
+            self.source,
+            input_shape=input_shape,
+            clip_values=self.clip_values,
+            trusted=self.trusted,
+        )
+
     def take(self, indices) -> Tensor:
         """Rows at `indices` as one tensor, shape (len(indices), …), in the source's dtype."""
         if isinstance(self.source, Dataset):

@@ -2,9 +2,9 @@
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -170,7 +170,7 @@ class SparseCoder(nn.Module):
         # Several chunks a task, as each task allocates; not too many, so that Ctrl-C ends soon.
         bounds = [*range(0, len(x), 4 * size), len(x)]
         n_jobs = effective_n_jobs(self.n_jobs)
-        with _one_thread():
+        with _one_thread:
             if n_jobs == 1 or x.device.type != "cpu" or len(bounds) <= 2:
                 code(0, len(x))
                 return
@@ -205,7 +205,7 @@ class SparseCoder(nn.Module):
         return self._compiled_pursuit()
 
     def _compiled_pursuit(self) -> Pursuit:
-        from skmrr._pursuit_numba import compiled_pursuit
+        from skmrr.nn.compiled_pursuit import compiled_pursuit
 
         order_recursive = self.selection == "ormp"
         min_pivot = MIN_REMAINING if order_recursive else MIN_PIVOT
@@ -221,12 +221,28 @@ class SparseCoder(nn.Module):
         return pursuit
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch to one thread: on chunks as small as these more cost far more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _OneThread:
+    """Keeps torch to one thread: on chunks as small as these more cost far more than they bring.
+
+    Threads may enter at the same time: the last one to leave restores the number.
+    """
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.n_inside = self.before = 0
+
+    def __enter__(self):
+        with self.lock:
+            if self.n_inside == 0:
+                self.before = torch.get_num_threads()
+            self.n_inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.n_inside -= 1
+            if self.n_inside == 0:
+                torch.set_num_threads(self.before)
+
+
+_one_thread = _OneThread()

@@ -7,7 +7,7 @@ convolution before it. Weights are copied once; values and gradients are the sam
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch.fx import symbolic_trace
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from skmrr.nn.detector import LatentStatistic, against_best_other
-from skmrr.nn.hooks import find_layer, last_linear, replace_layer
-from skmrr.nn.members import Member
-from skmrr.nn.replica import Replica, run_changing
+from skmrr.nn.latent_statistics import LatentMargin
+from skmrr.nn.layers import replace_layer
+from skmrr.nn.replica import Replica
+from skmrr.nn.statistic import Statistic, against_best_other, in_parts
+from skmrr.nn.tapped import INPUT, attach
 
 ROWS = 64  # at a time: more channels' activations than of these leave the processor's cache
 TOLERANCE = 1e-4  # of the logits of a trial run, relative to the largest
@@ -64,7 +65,7 @@ class StackedLinear(nn.Module):
         if x.shape[1] == self.in_features:
             out = torch.einsum("bi,nio->bno", x, self.weight)
         else:
-            parts = x.view(len(x), len(self.weight), -1).transpose(0, 1)  # n batch in
+            parts = x.view(x.shape[0], len(self.weight), -1).transpose(0, 1)  # n batch in
             out = torch.bmm(parts, self.weight).transpose(0, 1)  # batch n out
         out = out.flatten(1)
         return out if self.bias is None else out + self.bias
@@ -75,87 +76,83 @@ class MarginStack(nn.Module):
 
     Parameters
     ----------
-    replicas : list of Replica
-        The replicas; they are copied.
+    replicas : dict of int to Replica
+        The replicas, by the position of their member; they are copied.
     fold : bool
         Whether to put batch normalisation into the convolutions.
     """
 
-    def __init__(self, replicas: list[Replica], fold: bool):
+    def __init__(self, replicas: dict[int, Replica], fold: bool):
         super().__init__()
-        first = replicas[0]
-        self.n = len(replicas)
-        self.at_input = first.layer is None
-        self.layer = first.layer or _name_of(first.network, last_linear(first.network))
-        networks = [replica.network for replica in replicas]
-        networks = [_fold(part) if fold else copy.deepcopy(part) for part in networks]
-        self.network = _stack(networks) if self.n > 1 else networks[0]
+        self.indices = list(replicas)
+        first = replicas[self.indices[0]]
+        networks = [replica.bare_network() for replica in replicas.values()]
+        networks = [_fold(network) for network in networks] if fold else networks
+        self.network = _stack(networks) if len(networks) > 1 else networks[0]
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        scales = torch.stack([replica.scale for replica in replicas])
-        self.scales = nn.Parameter(torch.where(scales > 0, scales, 1.0))
+        self.checkpoint = StackedCheckpoint([part.checkpoint.scale for part in replicas.values()])
+        assert first.layer is not None
+        self.checkpoint.is_input = first.layer.endswith(INPUT)
+        attach(self.network, first.layer, self.checkpoint)
         self.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, members: list[Member]) -> "tuple[list[int], MarginStack | None]":
-        """Stack the members that can be, and say which these are.
+    def of(
+        cls, statistics: Sequence[Statistic], row_shape: tuple[int, ...]
+    ) -> "MarginStack | None":
+        """Stack the largest group of members that can be; None where there is none.
 
         That a network still computes the same when its layers are stacked cannot be told from
         its parts, so a trial run decides.
         """
-        alike: dict[tuple, list[tuple[int, Replica]]] = defaultdict(list)
-        for k, member in enumerate(members):
-            if (replica := _replica_of(member)) is not None:
-                kind = member.row_shape, replica.layer, str(replica.network)
-                alike[kind].append((k, replica))
-        largest_first = sorted(alike.items(), key=lambda item: -len(item[1]))
-        for (shape, _, _), group in largest_first:
-            indices, replicas = zip(*group, strict=True)
-            if (stack := _try_stack(list(replicas), shape)) is not None:
-                return list(indices), stack
-        return [], None
+        alike: dict[tuple, dict[int, Replica]] = defaultdict(dict)
+        for k, statistic in enumerate(statistics):
+            if isinstance(statistic, LatentMargin) and isinstance(statistic.latent_map, Replica):
+                replica = statistic.latent_map
+                alike[replica.layer, str(replica.network)][k] = replica
+        for group in sorted(alike.values(), key=len, reverse=True):
+            if (stack := _try_stack(group, row_shape)) is not None:
+                return stack
+        return None
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch stacked classes"]:
         """Return the logits of each replica."""
-        logits = run_changing(
-            self.network,
-            x,
-            find_layer(self.network, self.layer),
-            self._normalise,
-            at_input=self.at_input,
-        )
-        return logits.view(len(x), self.n, -1)
+        return self.network(x).view(x.shape[0], len(self.indices), -1)
 
     def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, "batch stacked"]:
         """Return the margin of each replica at each row's column."""
-        logits = torch.cat([self(part) for part in x.to(self.scales).split(ROWS)])
+        x = x.to(self.checkpoint.scales)
+        logits = torch.cat([self(part) for (part,) in in_parts(ROWS, x)])
         margins = against_best_other(logits.double().flatten(0, 1))
-        picked = columns.repeat_interleave(self.n)[:, None]
-        return margins.gather(1, picked).view(-1, self.n)
-
-    def _normalise(self, checkpoint: Tensor) -> Tensor:
-        features = functional.normalize(checkpoint.reshape(len(checkpoint), self.n, -1), dim=2)
-        return (self.scales[:, None] * features).view_as(checkpoint)
+        n = len(self.indices)
+        return margins.gather(1, columns.repeat_interleave(n)[:, None]).view(-1, n)
 
 
-def _replica_of(member: Member) -> Replica | None:
-    """Replica of a member that is nothing but the margin of one."""
-    statistic = member.detector.statistic
-    if (
-        isinstance(statistic, LatentStatistic)
-        and statistic.statistic == "margin"
-        and isinstance(statistic.latent_map, Replica)
-        and not member.steps
-        and member.tap is None
-    ):
-        return statistic.latent_map
-    return None
+class StackedCheckpoint(nn.Module):
+    """Hook that normalises the features of each of several replicas at their checkpoint."""
+
+    def __init__(self, scales: list[Tensor]):
+        super().__init__()
+        natural = torch.stack(scales).detach()
+        self.scales = nn.Parameter(torch.where(natural > 0, natural, 1.0))
+        self.is_input = False
+
+    def forward(self, module: nn.Module, inputs: tuple, output: object = None):
+        """Return what the layer is given, or gives, on the spheres of radius ``scales``."""
+        checkpoint = inputs[0] if self.is_input else output
+        assert isinstance(checkpoint, Tensor)
+        features = checkpoint.reshape(checkpoint.shape[0], len(self.scales), -1)
+        changed = self.scales[:, None] * functional.normalize(features, dim=2)
+        changed = changed.view_as(checkpoint)
+        return (changed,) if self.is_input else changed
 
 
-def _try_stack(replicas: list[Replica], shape: tuple[int, ...]) -> MarginStack | None:
+def _try_stack(group: dict[int, Replica], shape: tuple[int, ...]) -> MarginStack | None:
     """Stack of the replicas, if a trial run finds their own logits in it."""
-    dtype = replicas[0].scale.dtype
-    x = torch.linspace(-1, 1, 3 * torch.Size(shape).numel(), dtype=dtype).view(3, *shape)
-    x = x.to(replicas[0].scale.device)
+    replicas = list(group.values())
+    scale = replicas[0].checkpoint.scale
+    x = torch.linspace(-1, 1, 3 * torch.Size(shape).numel(), dtype=scale.dtype).view(3, *shape)
+    x = x.to(scale.device)
     folds = [True, False] if _has_batch_norm(replicas[0]) else [False]
     if len(replicas) == 1:
         folds = folds[:-1]  # one replica that stays as it is gains nothing
@@ -163,7 +160,7 @@ def _try_stack(replicas: list[Replica], shape: tuple[int, ...]) -> MarginStack |
         alone = torch.stack([replica.eval().features_and_logits(x)[1] for replica in replicas], 1)
         for fold in folds:
             try:
-                stack = MarginStack(replicas, fold)
+                stack = MarginStack(group, fold)
                 together = stack(x)
             except Exception:  # whatever the copy trips over, the replicas run by themselves
                 continue
@@ -227,7 +224,3 @@ def _stack_batch_norm(layers: list[nn.BatchNorm2d]) -> nn.BatchNorm2d:
 
 def _cat(parts: list) -> nn.Parameter | None:
     return None if parts[0] is None else nn.Parameter(torch.cat(parts).detach())
-
-
-def _name_of(network: nn.Module, layer: nn.Module) -> str:
-    return next(name for name, part in network.named_modules() if part is layer)

@@ -1,18 +1,19 @@
 """The input defender: one patch dictionary per class, which clean rows are rebuilt well from."""
 
-from contextlib import closing
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
-from skmrr.base import BaseDetector
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.base import StatisticDetector
 from skmrr.nn.dictionary_learning import learn_dictionary
-from skmrr.nn.hooks import as_input, resolve_device
 from skmrr.nn.patches import Patches
+from skmrr.nn.placement import as_input
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
 
 # Training rows of a class that say which PSNR is typical of it. Kept from its dictionary, which may
@@ -23,13 +24,16 @@ EXACT = 1e-8  # share of the mean square of X: a mean squared error that counts 
 MIN_SPREAD = 0.1  # dB, of the PSNR within a class
 
 
-class InputDictionaryDefender(BaseDetector):
+@dataclass(eq=False, repr=False)
+class InputDictionaryDefender(StatisticDetector):
     """Detector of adversarial images by how well their class's dictionary reconstructs them.
 
     From the patches of each class a dictionary of unit atoms is learnt. A new image is rebuilt,
     patch by patch, from a few atoms of the dictionary of the class that the classifier names
     (orthogonal matching pursuit). A perturbation is nothing that these atoms are made for: it
     shows as a residual, or its removal changes the classifier's mind.
+
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters
     ----------
@@ -56,43 +60,19 @@ class InputDictionaryDefender(BaseDetector):
         Patches of each class to learn from.
     max_iter : int, default=12
         Passes over them.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
     input_shape : tuple of int, optional
         Shape (channels, height, width) of each row of a 2-D X. Without it such a row is a patch.
-    batch_size : int, default=256
-        Rows read at a time. Scores do not depend on it.
     n_jobs : int, optional
         Threads of the pursuit, as joblib counts them: None is 1, -1 all processors.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of split, patches and dictionaries.
-    verbose : bool, default=False
-        Whether to show progress bars.
 
     Attributes
     ----------
     dictionaries_ : ndarray of shape (n_classes, n_atoms, patch_dim), float32
         Unit atoms of each class; zeros where there were fewer patches than atoms.
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable through the chosen
-        atoms.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
     history_ : list of list of float
         Relative residual of the patches in each pass, for each class.
     n_iter_ : int
         Passes over the patches.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as it is cut into patches.
 
     See Also
     --------
@@ -122,8 +102,20 @@ class InputDictionaryDefender(BaseDetector):
     True
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    statistic: str = "residual"
+    patch_size: int | str = 7
+    stride: int = 2
+    n_atoms: int = 225
+    n_nonzero_coefs: int = 5
+    remove_mean: bool = False
+    selection: str = "omp"
+    n_patches: int = 50_000
+    max_iter: int = 12
+    n_jobs: int | None = None
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "statistic": [StrOptions({"residual", "relabel"})],
         "patch_size": [Interval(Integral, 1, None, closed="left")],
         "stride": [Interval(Integral, 1, None, closed="left")],
@@ -134,51 +126,7 @@ class InputDictionaryDefender(BaseDetector):
         "n_patches": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "n_jobs": [Integral, None],
-        "verbose": ["verbose"],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        statistic="residual",
-        patch_size=7,
-        stride=2,
-        n_atoms=225,
-        n_nonzero_coefs=5,
-        remove_mean=False,
-        selection="omp",
-        n_patches=50_000,
-        max_iter=12,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=256,
-        n_jobs=None,
-        device="auto",
-        random_state=None,
-        verbose=False,
-    ):
-        self.classifier = classifier
-        self.statistic = statistic
-        self.patch_size = patch_size
-        self.stride = stride
-        self.n_atoms = n_atoms
-        self.n_nonzero_coefs = n_nonzero_coefs
-        self.remove_mean = remove_mean
-        self.selection = selection
-        self.n_patches = n_patches
-        self.max_iter = max_iter
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.n_jobs = n_jobs
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     def reconstruct(self, X, *, labels=None):
         """Rebuild each row from the atoms of its class.
@@ -196,18 +144,14 @@ class InputDictionaryDefender(BaseDetector):
         reconstruction : ndarray of shape (n_samples, …)
             Not clipped to `clip_values`.
         """
-        check_is_fitted(self, "module_")
-        rows, labels = self._read_for_scoring(X, labels)
-        reconstruction = self.module_.get_submodule("statistic.reconstruction")
-        parts = []
-        with closing(self._decided_batches(rows, labels)) as batches:
-            for _, x, decided in batches:
-                if decided is None:
-                    column = self.module_.statistic(x).argmin(1)
-                else:
-                    column = self.module_.columns_of(decided)
-                parts.append(reconstruction(x, column).cpu())
-        return torch.cat(parts).numpy()
+        check_is_fitted(self, "evidence_")
+        reconstruction = self.evidence_.members.statistics[0].reconstruction
+
+        def rebuild(x, decided):
+            columns = self.evidence_(x, decided).columns
+            return (reconstruction(as_input(x, self.evidence_), columns),)
+
+        return self._stream(rebuild, *self._read_for_scoring(X, labels))[0]
 
     def _fit_statistic(self, rows, columns, train, random_state):
         if self.statistic == "relabel" and self.classifier is None:
@@ -246,11 +190,12 @@ class InputDictionaryDefender(BaseDetector):
             self.selection,
             self.n_jobs,
         )
-        device = resolve_device(self.device, self.classifier)
+        device = self._device()
         reconstruction.to(device)
         if self.statistic == "relabel":
-            classes = torch.as_tensor(self.classes_, device=device)
-            return RelabelStatistic(reconstruction, self.classifier, classes)
+            classifier = self._tapped()
+            assert classifier is not None
+            return RelabelStatistic(reconstruction, classifier, torch.as_tensor(self.classes_))
         statistic = ResidualStatistic(reconstruction, self._floor(rows, train)).to(device)
         for c, indices in enumerate(of_class):
             typical = indices[: max(1, _n_typical(indices))]
@@ -285,7 +230,7 @@ class InputDictionaryDefender(BaseDetector):
     def _fit_typical(self, statistic, rows, indices, c, device) -> None:
         parts = []
         for _, batch in rows.batches(self.batch_size, indices):
-            x = as_input(batch, statistic, device)
+            x = as_input(batch, statistic)
             parts.append(statistic.decibels(x, torch.full((len(x),), c, device=device)))
         decibels = torch.cat(parts)
         statistic.mean[c] = decibels.mean()

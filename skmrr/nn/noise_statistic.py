@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from skmrr.nn.densities import ClassMoments
-from skmrr.nn.detector import ClassFreeStatistic
+from skmrr.nn.statistic import ClassFreeStatistic
+from skmrr.nn.tapped import Pass
 
 VALUES_AT_ONCE = 2**24  # of all the patches of some images
 PATCHES_A_SIDE = 64  # of an image, at least, that its directions are found on
@@ -40,9 +41,9 @@ class NoiseStatistic(ClassFreeStatistic):
         self.floor = floor
         self.image_shape = image_shape
 
-    def level(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def level(self, x: Tensor, passed: Pass) -> Float[Tensor, " batch"]:
         """Log-response at the quantile, averaged over the filters."""
-        images = x.to(self.filters).reshape(len(x), *self.image_shape)
+        images = x.to(self.filters).reshape(x.shape[0], *self.image_shape)
         stride = min(STRIDE, *self.filters.shape[2:])
         response = functional.conv2d(images, self.filters, stride=stride)
         response = response.flatten(2).abs()  # batch filters positions

@@ -1,15 +1,17 @@
 """The noise defender: what is loud where clean images are quiet."""
 
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from sklearn.utils._param_validation import Interval, StrOptions
 
-from skmrr.base import BaseDetector
-from skmrr.nn.hooks import resolve_device
-from skmrr.nn.noise import NoiseStatistic, quiet_directions
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.base import StatisticDetector
+from skmrr.nn.noise_statistic import NoiseStatistic, quiet_directions
+from skmrr.nn.tapped import NOTHING
 
 MAX_ROWS = 1000  # rows that the filters are found on, and as many to choose among them
 PATCH_SIZES = (2, 3, 5, 7)
@@ -20,7 +22,8 @@ CLOSE = 0.005  # AUC that a larger quantile may cost
 FLOOR = 1e-3  # standard deviations of X: a response that counts as none
 
 
-class NoiseDefender(BaseDetector):
+@dataclass(eq=False, repr=False)
+class NoiseDefender(StatisticDetector):
     """Detector of perturbations by their noise where clean images have next to none.
 
     The patches of clean images hardly vary along some directions: smooth shades, dark grounds. The
@@ -29,10 +32,10 @@ class NoiseDefender(BaseDetector):
     match for an attacker who knows of it, but those who do not give themselves away by changes
     too small to see.
 
+    Parameters and attributes that are not listed here are those of `BaseDetector`.
+
     Parameters
     ----------
-    classifier : nn.Module, optional
-        The victim, rows of X → logits. Its decisions only choose the calibration.
     noise : {"dense", "sparse"}, default="dense"
         What to listen for, and what ``"auto"`` below chooses by: faint ± noise of all values, or
         five values at the farther end of the range.
@@ -44,21 +47,6 @@ class NoiseDefender(BaseDetector):
         quantiles nearly as good the largest, as an attack need not touch every position.
     n_components : int, default=1
         Number of filters.
-    clip_values : tuple of float, optional
-        Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    security_parameter : float, default=0.01
-        Share of clean rows that may be flagged. Changing it on a fitted detector changes the
-        verdicts and nothing else.
-    calibration_fraction : float, default=0.2
-        Share of the clean rows that `fit` holds out to calibrate on; 0 leaves that to `calibrate`.
-    input_shape : tuple of int, optional
-        Shape (channels, height, width) of each row of a 2-D X.
-    batch_size : int, default=128
-        Rows per pass. Scores do not depend on it.
-    device : str or torch.device, default="auto"
-        Where to compute; ``"auto"`` is where `classifier` lives, else the CPU.
-    random_state : int, RandomState or None, default=None
-        Seed of split, rows and noise.
 
     Attributes
     ----------
@@ -66,14 +54,6 @@ class NoiseDefender(BaseDetector):
         Unit directions of least variance.
     patch_size_, quantile_ : int, float
         In use.
-    module_ : skmrr.nn.DetectorModule
-        The fitted detector, ``forward(x, labels)`` → score, differentiable.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    offset_ : float
-        Threshold on the score, log(`security_parameter`).
-    n_features_in_, input_shape_ : int, tuple of int
-        Values in a row of X; shape of a row as the filters see it.
 
     Notes
     -----
@@ -93,42 +73,19 @@ class NoiseDefender(BaseDetector):
     True
     """
 
-    _parameter_constraints: dict = {
-        **BaseDetector._parameter_constraints,
+    _: KW_ONLY
+    noise: str = "dense"
+    patch_size: int | str = "auto"
+    quantile: float | str = "auto"
+    n_components: int = 1
+
+    _parameter_constraints: ClassVar[dict] = {
+        **StatisticDetector._parameter_constraints,
         "noise": [StrOptions({"dense", "sparse"})],
         "patch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "quantile": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="both")],
         "n_components": [Interval(Integral, 1, None, closed="left")],
     }
-
-    def __init__(
-        self,
-        classifier=None,
-        *,
-        noise="dense",
-        patch_size="auto",
-        quantile="auto",
-        n_components=1,
-        clip_values=None,
-        security_parameter=0.01,
-        calibration_fraction=0.2,
-        input_shape=None,
-        batch_size=128,
-        device="auto",
-        random_state=None,
-    ):
-        self.classifier = classifier
-        self.noise = noise
-        self.patch_size = patch_size
-        self.quantile = quantile
-        self.n_components = n_components
-        self.clip_values = clip_values
-        self.security_parameter = security_parameter
-        self.calibration_fraction = calibration_fraction
-        self.input_shape = input_shape
-        self.batch_size = batch_size
-        self.device = device
-        self.random_state = random_state
 
     def _fit_statistic(self, rows, columns, train, random_state):
         shape = rows.shape if len(rows.shape) == 3 else (1, 1, *rows.shape)
@@ -156,7 +113,7 @@ class NoiseDefender(BaseDetector):
         chosen = candidates[max(close)[2]][1]
         self.patch_size_, self.quantile_ = chosen.filters.shape[3], chosen.quantile
         self.filters_ = chosen.filters.numpy()
-        return chosen.to(resolve_device(self.device, self.classifier))
+        return chosen.to(self._device())
 
     def _disturb(self, x: torch.Tensor, spread: float, random_state) -> torch.Tensor:
         """Rows with the noise to choose by."""
@@ -186,6 +143,8 @@ class NoiseDefender(BaseDetector):
     def _separation(self, statistic, clean, noisy) -> float:
         """AUC of rows with noise against the same rows without."""
         levels = [
-            statistic.level(part) for x in (clean, noisy) for part in x.split(self.batch_size)
+            statistic.level(part, NOTHING)
+            for x in (clean, noisy)
+            for part in x.split(self.batch_size)
         ]
         return roc_auc_score(np.repeat([0, 1], len(clean)), torch.cat(levels).numpy())

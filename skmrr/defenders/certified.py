@@ -1,0 +1,143 @@
+"""The certified defender: a margin that is bounded over a whole ball, which no attack gets around."""
+
+from dataclasses import KW_ONLY, dataclass
+from numbers import Real
+from typing import ClassVar
+
+import torch
+
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.defenders.realigned import MAX_SEED, RealignedDefender
+from skmrr.nn.exploration import IntervalExplorer
+from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
+from skmrr.nn.replica import LatentMap
+from skmrr.nn.tapped import own_copy
+
+
+@dataclass(eq=False, repr=False)
+class CertifiedDefender(RealignedDefender):
+    """Detector whose statistic bounds another class's lead over a whole ball around a row.
+
+    A network of plain layers is trained by interval bounds over a ball around each row. A row is
+    odd under the classifier's label ŷ by the upper bound of max_{c≠ŷ} z_c − z_ŷ over a ball around
+    it, z being the network's logits: no point that an attacker may choose escapes the bound.
+    `skmrr.evaluation.certified_success_rate` says what it rules out.
+
+    Parameters of the training are those of `skmrr.defenders.realigned.RealignedDefender`; others,
+    and attributes, that are not listed here are those of `BaseDetector`. A parameter that was set
+    but has no effect raises a ``ValueError``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Network of plain layers, rows → logits, such as a small classifier. Fresh weights are drawn
+        for a copy of it, and trained. A `skmrr.nn.IntervalMap`, trained before, is used as it is.
+    exploration_radius : "auto" or float, optional
+        Radius, in the units of X, of the ball that the network is trained on; ``"auto"`` is the
+        size of ±ε noise that changes a twentieth of the classifier's decisions. An `IntervalMap`
+        needs none.
+    certified_radius : "auto" or float, default="auto"
+        Radius of the ball that the statistic is bounded over; ``"auto"`` is half of
+        `exploration_radius`.
+
+    Attributes
+    ----------
+    exploration_radius_ : float or None
+        The radius in use.
+    history_ : dict of str to list of float
+        Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
+
+    See Also
+    --------
+    LatentDefender : A search for the worst point instead of bounds.
+
+    References
+    ----------
+    S. Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably
+    Robust Models", arXiv:1810.12715, 2018.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skmrr import CertifiedDefender
+    >>> from skmrr.datasets import load_digits_images
+    >>> X, y = load_digits_images()
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> defender = CertifiedDefender(
+    ...     network, exploration_radius=0.1, max_epochs=3, clip_values=(0, 1), random_state=0
+    ... ).fit(X[:1500], y[:1500])
+    >>> defender.risk(X[1500:]).shape
+    (297,)
+    """
+
+    _: KW_ONLY
+    exploration_radius: float | str | None = None
+    certified_radius: float | str = "auto"
+
+    _parameter_constraints: ClassVar[dict] = {
+        **RealignedDefender._parameter_constraints,
+        "exploration_radius": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="neither"),
+            None,
+        ],
+        "certified_radius": RealignedDefender._radius_constraint,
+    }
+
+    def _fit_statistic(self, rows, columns, train, random_state):
+        self._check_radii()
+        if len(self.classes_) == 1:
+            raise ValueError(
+                "A margin compares classes, but the training rows are all of one class; give y "
+                "with two classes at least."
+            )
+        self.exploration_radius_ = self._resolve_radius(
+            self.exploration_radius, rows, train, random_state
+        )
+        latent_map, centres = self._initial_map(rows, columns, train, random_state)
+        assert isinstance(latent_map, IntervalMap)
+        self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
+        if self.exploration_radius_ is not None:
+            self.history_ = self._realign(
+                latent_map,
+                centres,
+                IntervalExplorer(self.exploration_radius_, self.clip_values),
+                (rows, columns, train),
+                random_state,
+                gamma=0.0,  # logits alone are looked at
+            )
+        radius = self.certified_radius
+        radius = self.exploration_radius_ / 2 if radius == "auto" else radius
+        return CertifiedStatistic(latent_map.requires_grad_(False), radius, self.clip_values)
+
+    def _check_radii(self) -> None:
+        if isinstance(self.module, IntervalMap):
+            self._refuse_unused(
+                *("exploration_radius", "max_epochs", "learning_rate", "early_stopping"),
+                *("training_batch_size", "warm_start"),
+                because="an IntervalMap is used as it is, without any training",
+            )
+            if self.certified_radius == "auto":
+                raise ValueError("certified_radius must be a number with an IntervalMap.")
+            return
+        if self.module is None or isinstance(self.module, LatentMap):
+            kind = "none" if self.module is None else type(self.module).__name__
+            raise ValueError(
+                "A CertifiedDefender needs module=…, a network of plain layers from rows to "
+                f"logits (such as a small classifier, untrained); got {kind}."
+            )
+        if self.exploration_radius is None:
+            raise ValueError(
+                "A CertifiedDefender bounds a ball that its network was trained on: give "
+                "exploration_radius=…."
+            )
+
+    def _new_map(self, x, random_state) -> LatentMap:
+        self._check_numbering(len(self.classes_))
+        if isinstance(self.module, IntervalMap):
+            latent_map = own_copy(self.module)
+            assert isinstance(latent_map, LatentMap)
+            return latent_map
+        assert self.module is not None
+        seed = random_state.randint(MAX_SEED)
+        return IntervalMap(self.module, torch.Generator().manual_seed(seed))

@@ -1,0 +1,205 @@
+"""The latent defender: realigned features, one density per class, one calibrated risk."""
+
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral, Real
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from skmrr._sklearn import Interval, StrOptions
+from skmrr.defenders.realigned import MAX_SEED, RealignedDefender
+from skmrr.nn import densities
+from skmrr.nn.densities import ClassMoments, QuadraticDensity
+from skmrr.nn.exploration import BallExplorer, Explorer, RowsAlone
+from skmrr.nn.latent_statistics import LatentContrast, LatentLikelihood, LatentMargin
+from skmrr.nn.placement import as_input, module_device, seeded
+from skmrr.nn.replica import CosineMap, LatentMap, Replica
+from skmrr.nn.tapped import own_copy, shared_copy
+from skmrr.nn.trials import explaining
+
+TRAINING = (
+    *("clustering", "gamma", "exploration_radius", "max_epochs", "learning_rate"),
+    *("early_stopping", "training_batch_size"),
+)
+
+
+@dataclass(eq=False, repr=False)
+class LatentDefender(RealignedDefender):
+    """Detector of adversarial rows by where they lie in a latent space of their own.
+
+    A latent map (by default a linear map of features, with ``module=replicate(classifier)`` a
+    copy of the classifier itself) is fine-tuned on clean rows until classes are tight and apart
+    on the unit sphere. A row that fools the classifier but not the map lies far from the class
+    that the classifier names; that mismatch, calibrated on held-out clean rows, is the risk.
+
+    Parameters of the training are those of `skmrr.defenders.realigned.RealignedDefender`; others,
+    and attributes, that are not listed here are those of `BaseDetector`. A parameter that was set
+    but has no effect raises a ``ValueError``.
+
+    Parameters
+    ----------
+    module : nn.Module, optional
+        Template of the latent map, rows → latent vectors, copied once per fit and never changed.
+        A `skmrr.nn.LatentMap` (as `replicate` returns) is used as it is; any other network gets a
+        cosine classifier on top. By default a square linear layer, for X of features.
+    statistic : {"auto", "margin", "contrast", "likelihood"}, default="auto"
+        How a row is judged under the classifier's label ŷ. ``margin``: max_{c≠ŷ} z_c − z_ŷ of the
+        map's own logits z. ``contrast``: the same difference of log-densities. ``likelihood``:
+        −log p(φ | ŷ), the published method. ``auto``: the margin, or with a single class the
+        likelihood.
+    density : {"ppca", "gaussian", "distance"}, default="ppca"
+        Density of each class for contrast and likelihood: probabilistic PCA, a full Gaussian with
+        OAS shrinkage, or the distance to the class mean in one PCA subspace.
+    n_components : int or float, default=0.99
+        Dimension of the subspace of ``ppca`` and ``distance``, or the share of variance it keeps.
+    realign : bool, default=True
+        Whether to fine-tune the map. Without, the density alone is fitted. A single class leaves
+        nothing to realign.
+    clustering : {"paper", "program"}, default="paper"
+        Clustering loss of the text, or of the authors' released program.
+    gamma : float, default=0.01
+        Weight γ of the clustering loss beside the cross-entropy.
+    exploration_radius : "auto" or float, default=0.0
+        Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
+        the map is also trained on the point where it is worst. ``"auto"`` is the size of ±ε noise
+        that changes a twentieth of the classifier's decisions. Each time, each row's own radius
+        is drawn uniformly. No attack on the classifier is used. Takes the memory of another copy
+        of the training rows.
+    exploration_steps : int, default=2
+        Steps of gradient ascent that look for that point.
+
+    Attributes
+    ----------
+    exploration_radius_ : float
+        The radius in use.
+    history_ : dict of str to list of float
+        Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
+
+    See Also
+    --------
+    CertifiedDefender : Bounds over a whole ball instead of a search.
+
+    References
+    ----------
+    B. D. Rouhani, M. Samragh, M. Javaheripi, T. Javidi, F. Koushanfar, "DeepFense", ICCAD 2018.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> X, y = load_digits(return_X_y=True)
+    >>> defender = LatentDefender(max_epochs=3, random_state=0).fit(X[:1500] / 16, y[:1500])
+    >>> risk = defender.risk(X[1500:] / 16)
+    >>> bool(risk.min() >= 0 and risk.max() <= 1)
+    True
+    """
+
+    _: KW_ONLY
+    statistic: str = "auto"
+    density: str = "ppca"
+    n_components: float = 0.99
+    realign: bool = True
+    clustering: str = "paper"
+    gamma: float = 0.01
+    exploration_radius: float | str = 0.0
+    exploration_steps: int = 2
+
+    _parameter_constraints: ClassVar[dict] = {
+        **RealignedDefender._parameter_constraints,
+        "statistic": [StrOptions({"auto", "margin", "contrast", "likelihood"})],
+        "density": [StrOptions({"ppca", "gaussian", "distance"})],
+        "n_components": [
+            Interval(Integral, 1, None, closed="left"),
+            Interval(Real, 0, 1, closed="neither"),
+        ],
+        "realign": ["boolean"],
+        "clustering": [StrOptions({"paper", "program"})],
+        "gamma": [Interval(Real, 0, None, closed="left")],
+        "exploration_radius": RealignedDefender._radius_constraint,
+        "exploration_steps": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def _fit_statistic(self, rows, columns, train, random_state):
+        statistic = self._resolve_statistic()
+        self._check_unused(statistic)
+        radius = self._resolve_radius(self.exploration_radius, rows, train, random_state)
+        self.exploration_radius_ = radius
+        latent_map, centres = self._initial_map(rows, columns, train, random_state)
+        self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
+        if self.realign and len(self.classes_) > 1:
+            explorer: Explorer = RowsAlone()
+            if radius > 0:
+                explorer = BallExplorer(
+                    radius, self.exploration_steps, self.clip_values, len(rows), rows.shape
+                )
+            self.history_ = self._realign(
+                latent_map,
+                centres,
+                explorer,
+                (rows, columns, train),
+                random_state,
+                gamma=self.gamma,
+                clustering=self.clustering,
+            )
+        latent_map.requires_grad_(False)
+        if statistic == "margin":
+            return LatentMargin(latent_map)
+        kind = {"contrast": LatentContrast, "likelihood": LatentLikelihood}[statistic]
+        return kind(latent_map, self._fit_density(latent_map, rows, columns, train))
+
+    def _resolve_statistic(self) -> str:
+        if len(self.classes_) > 1:
+            return "margin" if self.statistic == "auto" else self.statistic
+        if self.statistic in ("margin", "contrast"):
+            raise ValueError(
+                f"statistic={self.statistic!r} compares classes, but the training rows are all of "
+                "one class; give y with two classes at least, or use statistic='likelihood'."
+            )
+        return "likelihood"
+
+    def _check_unused(self, statistic: str) -> None:
+        if statistic == "margin":
+            self._refuse_unused("density", "n_components", because="a margin needs no density")
+        if self.density == "gaussian":
+            self._refuse_unused("n_components", because="density='gaussian' has no subspace")
+        if not self.realign:
+            self._refuse_unused(*TRAINING, because="realign=False trains nothing")
+        if self.exploration_radius == 0:
+            self._refuse_unused("exploration_steps", because="exploration_radius=0")
+
+    def _new_map(self, x, random_state) -> LatentMap:
+        n_classes = len(self.classes_)
+        if isinstance(self.module, LatentMap):
+            self._check_numbering(n_classes)
+            latent_map = own_copy(self.module)
+            assert isinstance(latent_map, LatentMap)
+            if isinstance(latent_map, Replica) and latent_map.width < 1:
+                with seeded(random_state.randint(MAX_SEED)):
+                    latent_map.prepare(as_input(x, latent_map))
+            return latent_map
+        encoder = _identity(x[0].numel()) if self.module is None else shared_copy(self.module)
+        with explaining("module", tuple(x.shape[1:])), torch.no_grad():
+            dim = encoder(as_input(x[:2], encoder)).flatten(1).shape[1]
+        return CosineMap(encoder if self.module is None else self.module, dim, n_classes)
+
+    def _fit_density(self, latent_map, rows, columns, train) -> QuadraticDensity:
+        with torch.no_grad():
+            dim = latent_map(as_input(rows.take(train[:1]), latent_map)).shape[1]
+            moments = ClassMoments(len(self.classes_), dim)
+            for positions, batch in rows.batches(self.batch_size, train):
+                features = latent_map(as_input(batch, latent_map))
+                moments.update(features, torch.as_tensor(columns[train[positions]]))
+        if self.density == "gaussian":
+            density = densities.gaussian(moments)
+        else:
+            density = getattr(densities, self.density)(moments, self.n_components)
+        return density.to(module_device(latent_map))
+
+
+def _identity(dim: int) -> nn.Sequential:
+    """Square linear map that starts as the identity, in double precision as features are few."""
+    layer = nn.Linear(dim, dim, dtype=torch.float64)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(nn.Flatten(), layer)

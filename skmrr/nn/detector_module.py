@@ -1,0 +1,157 @@
+"""Fitted detectors as differentiable torch modules.
+
+statistic → log-survival of each member → fusion → log-survival of the row. A detector of one
+statistic is an ensemble of one member.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from skmrr.nn.fusion import Fusion
+from skmrr.nn.members import Members
+from skmrr.nn.tapped import NOTHING, Pass, Tapped
+
+LOWEST_SCORE = float(torch.finfo(torch.float64).min)  # of a class that nothing was learnt of
+
+
+class Examined(NamedTuple):
+    """What the members find in a batch of rows, before calibration."""
+
+    values: Float[Tensor, "batch members"]
+    """Statistic of each member under the row's class, high = odd."""
+    columns: Int[Tensor, " batch"]
+    """Position of the row's class among the detector's."""
+    is_known: Tensor
+    """Whether the detector knows the class, bool of shape (batch,)."""
+
+
+class Judged(NamedTuple):
+    """What a detector makes of a batch of rows."""
+
+    score: Float[Tensor, " batch"]
+    """Calibrated log-survival, ≤ 0, high = normal."""
+    columns: Int[Tensor, " batch"]
+    """Position of the row's class among the detector's."""
+    log_survivals: Float[Tensor, "batch members"]
+    """Calibrated log-survival of each member."""
+
+
+class Evidence(nn.Module):
+    """A classifier, and the statistics of rows under its decisions.
+
+    Parameters
+    ----------
+    classifier : Tapped or None
+        Rows → logits. It runs once per batch, and never changes.
+    members : Members
+        The statistics.
+    classes : Tensor of shape (classes,)
+        Sorted class labels, in the order of the statistics' columns.
+    """
+
+    classes: Tensor
+
+    def __init__(self, classifier: Tapped | None, members: Members, classes: Tensor):
+        super().__init__()
+        self.classifier = classifier
+        self.members = members
+        self.register_buffer("classes", classes)
+
+    def ask(self, x: Tensor) -> Pass:
+        """Run the classifier on rows; without one there is nothing to see."""
+        return NOTHING if self.classifier is None else self.classifier(x)
+
+    def forward(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None, passed: Pass | None = None
+    ) -> Examined:
+        """Return the members' statistics of each row under its label.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, …)
+            Rows.
+        labels : Tensor of shape (batch,), optional
+            The classifier's decisions. Without them it is asked, and where there is no classifier
+            a row is judged under its nearest class.
+        passed : Pass, optional
+            What `ask` has returned for the same rows, where it was called before.
+        """
+        if passed is None:
+            passed = self.ask(x) if labels is None or self.members.reads_pass else NOTHING
+        if labels is None and passed.logits is not None:
+            labels = passed.logits.argmax(1)
+        columns, is_known = (None, None) if labels is None else self._columns_of(labels)
+        values, columns = self.members(x, columns, passed)
+        if is_known is None:
+            is_known = torch.ones_like(columns, dtype=torch.bool)
+        return Examined(values, columns, is_known)
+
+    def _columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Position of each label among the classes, and whether it is one of them."""
+        matches = labels[:, None] == self.classes  # batch classes
+        return matches.to(torch.int8).argmax(1), matches.any(1)
+
+
+class DetectorModule(nn.Module):
+    """A fitted detector: ``forward(x, labels)`` is the calibrated log-survival.
+
+    A pure function of its rows: no mode, hook, buffer or device of any network changes, so that
+    threads may share one.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        Classifier and statistics.
+    survival : nn.Module
+        (statistics of shape (batch, members), class columns) → log-survivals of the same shape.
+    fusion : Fusion
+        Members' log-survivals → that of the row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from skmrr import LatentDefender
+    >>> X, y = load_digits(return_X_y=True)
+    >>> module = LatentDefender(max_epochs=2, random_state=0).fit(X, y).module_
+    >>> x = torch.as_tensor(X[:3]).requires_grad_(True)
+    >>> scores = module(x, torch.as_tensor(y[:3]))
+    >>> scores.shape, torch.autograd.grad(scores.sum(), x)[0].shape
+    (torch.Size([3]), torch.Size([3, 64]))
+    """
+
+    def __init__(self, evidence: Evidence, survival: nn.Module, fusion: Fusion):
+        super().__init__()
+        self.evidence = evidence
+        self.survival = survival
+        self.fusion = fusion
+
+    def forward(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Return the log-survival of each row under its label, ≤ 0, high = normal.
+
+        Without `labels` the classifier decides, and without a classifier the nearest class counts.
+        A row of a class that the detector was not fitted on has the lowest finite score.
+        """
+        return self.judge(x, labels).score
+
+    def judge(
+        self, x: Tensor, labels: Int[Tensor, " batch"] | None = None, passed: Pass | None = None
+    ) -> Judged:
+        """Return the log-survival of each row, its class's column, and the members' own.
+
+        Parameters are those of `Evidence`.
+        """
+        values, columns, is_known = self.evidence(x, labels, passed)
+        log_survivals = self.survival(values, columns)
+        score = self.fusion(log_survivals, columns)
+        lowest = torch.full_like(score, LOWEST_SCORE)
+        return Judged(
+            torch.where(is_known, score, lowest),
+            columns,
+            torch.where(is_known[:, None], log_survivals, lowest[:, None]),
+        )

@@ -1,0 +1,44 @@
+"""Where and in which precision a network computes, and from which seed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Device of the first parameter or buffer of `module`; the CPU if it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def resolve_device(device: str | torch.device, *modules: nn.Module | None) -> torch.device:
+    """Turn ``"auto"`` into the device that the first given module lives on."""
+    if device != "auto":
+        return torch.device(device)
+    present = [module for module in modules if module is not None]
+    return module_device(present[0]) if present else torch.device("cpu")
+
+
+def module_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Floating dtype of the first parameter of `module`, else `default` made floating."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return default if default.is_floating_point else torch.get_default_dtype()
+
+
+def as_input(batch: Tensor, module: nn.Module) -> Tensor:
+    """`batch` in the dtype of `module`'s parameters, on its device."""
+    return batch.to(device=module_device(module), dtype=module_dtype(module, batch.dtype))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators, on the CPU and on `device`, and restore them afterwards."""
+    is_elsewhere = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([device] if is_elsewhere else []):
+        torch.manual_seed(seed)
+        yield

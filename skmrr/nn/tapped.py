@@ -1,0 +1,190 @@
+"""Structural copies of networks, with evaluation mode and taps built in and the tensors shared.
+
+Scoring must not touch a network that others use at the same time, so nothing is hooked, switched or
+moved while it runs. What a detector needs of a network in another state than its owner left it in
+is built once, when the detector is fitted, into a copy of the modules around the same tensors.
+"""
+
+import copy
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skmrr.nn.layers import find_head, find_layer
+from skmrr.nn.placement import as_input, module_device
+
+INPUT = ":input"  # ends the name of a tap that wants what a layer is given
+
+_running = threading.local()  # .seen: what the taps of this thread's pass have seen so far
+
+
+class Pass(NamedTuple):
+    """What one pass of a classifier has shown."""
+
+    logits: Tensor | None
+    """Its answer, shape (batch, logits); None where there is no classifier, or no need of it."""
+    outputs: dict[str, Tensor]
+    """By tap, the output or the input of its layer."""
+
+
+NOTHING = Pass(None, {})
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Network behind the wrapper of ``torch.compile``, or the network itself."""
+    return getattr(network, "_orig_mod", network)
+
+
+def shared_copy(network: nn.Module) -> nn.Module:
+    """Copy of a network's modules, in evaluation mode, around the same tensors.
+
+    Raises
+    ------
+    TypeError
+        If an attribute of the network cannot be copied.
+    """
+    network = unwrapped(network)
+    return _copied(network, {id(tensor): tensor for tensor in _tensors(network)}).eval()
+
+
+def own_copy(network: nn.Module) -> nn.Module:
+    """Copy of a network with tensors of its own, to be trained.
+
+    Raises
+    ------
+    TypeError
+        If an attribute of the network cannot be copied.
+    """
+    network = unwrapped(network)
+    # Tensors computed from others, as the weight under an old-style weight norm, do not deepcopy.
+    computed = (tensor for tensor in _tensors(network) if not tensor.is_leaf)
+    return _copied(network, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def _copied(network: nn.Module, memo: dict[int, object]) -> nn.Module:
+    for part in network.modules():
+        if unwrapped(part) is not part:
+            memo[id(part)] = copy.deepcopy(unwrapped(part), memo)
+    try:
+        return copy.deepcopy(network, memo)
+    except Exception as error:
+        raise TypeError(
+            f"A detector works on copies of the {type(network).__name__}, which cannot be copied: "
+            f"{error}. Let copy.deepcopy work on it, e.g. by keeping files, locks and the like out "
+            "of its attributes."
+        ) from error
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and tensors that are mere attributes."""
+    found = [*network.parameters(), *network.buffers()]
+    for part in network.modules():
+        found += [value for value in vars(part).values() if isinstance(value, Tensor)]
+    return found
+
+
+class Tap:
+    """Hook that keeps what passes a layer, as it is at that moment.
+
+    Parameters
+    ----------
+    name : str
+        Dotted name of the layer for its output, followed by ``":input"`` for its input.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: object = None) -> None:
+        """Keep the value; of a layer that is called several times in a pass, the last one."""
+        value = inputs[0] if self.name.endswith(INPUT) else output
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"layer={self.name!r} returns a {type(value).__name__}, not a tensor; "
+                "name a layer inside it."
+            )
+        keep(self.name, value.clone())  # the next layer may work in place
+
+    def attach(self, network: nn.Module) -> None:
+        """Hook the tap to its layer."""
+        attach(network, self.name, self)
+
+
+def attach(network: nn.Module, name: str, hook) -> None:
+    """Hook a callable to the layer at `name`, at its input if the name ends in ``":input"``."""
+    layer = find_layer(network, name.removesuffix(INPUT))
+    is_input = name.endswith(INPUT)
+    (layer.register_forward_pre_hook if is_input else layer.register_forward_hook)(hook)
+
+
+def keep(name: str, value) -> None:
+    """Hand a value to whoever has started this thread's `run`; without one nothing is kept."""
+    if (seen := getattr(_running, "seen", None)) is not None:
+        seen[name] = value
+
+
+def run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict]:
+    """Run a network; return its answer, and what hooks within it had kept."""
+    outer = getattr(_running, "seen", None)
+    _running.seen = seen = {}
+    try:
+        answer = network(x)
+    finally:
+        _running.seen = outer
+    return answer, seen
+
+
+class Tapped(nn.Module):
+    """A network in evaluation mode that also shows what some of its layers give or are given.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Rows → logits. It is left as it is, and shares its tensors.
+    names : sequence of str
+        The taps: ``"name"`` for the output of a layer, ``"name:input"`` for its input.
+    device : torch.device, optional
+        Where to compute. On another device than the network's the tensors are copies.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str] = (),
+        device: torch.device | None = None,
+    ):
+        super().__init__()
+        if device is not None and device != module_device(network):
+            network = own_copy(network).to(device)
+        self.network = shared_copy(network)
+        self.names = tuple(dict.fromkeys(name.replace("_orig_mod.", "") for name in names))
+        for name in self.names:
+            Tap(name).attach(self.network)
+
+    def forward(self, x: Tensor) -> Pass:
+        """Run the network on rows.
+
+        Raises
+        ------
+        ValueError
+            If a layer had no part in the pass.
+        """
+        logits, seen = run(self.network, as_input(x, self.network))
+        missing = [name for name in self.names if name not in seen]
+        if missing:
+            raise ValueError(f"layer(s) {missing} took no part in the network's forward pass.")
+        return Pass(logits, seen)
+
+
+def head_input(network: nn.Module, x: Tensor) -> str:
+    """Tap of what the layer that makes the logits is given: the default checkpoint."""
+    copied = shared_copy(network)
+    return find_head(copied, as_input(x, copied)) + INPUT

@@ -1,0 +1,62 @@
+"""From what users give for X to rows that are checked and read in batches."""
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import assert_all_finite, check_array, validate_data
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from skmrr.nn.rows import NOT_FINITE, Rows, check_range, warn_of_scale
+
+
+class RowReader(BaseEstimator):
+    """Estimator of rows: it has the parameters ``input_shape`` and ``clip_values``."""
+
+    def _read_rows(self, X, *, reset: bool) -> Rows:
+        """Check X and make it readable in batches.
+
+        Arrays are checked in full at once; datasets batch by batch, as they are read.
+        """
+        clip_values = self.clip_values
+        if clip_values is not None and not (
+            len(clip_values) == 2 and clip_values[0] < clip_values[1]
+        ):
+            raise ValueError(f"clip_values={clip_values} must be (lowest, highest).")
+        if isinstance(X, DataLoader | Dataset | IterableDataset):
+            rows = Rows(X, input_shape=self.input_shape, clip_values=self.clip_values)
+            if reset:
+                self.n_features_in_ = int(np.prod(rows.shape))
+        else:
+            X = self._check_array(X, reset=reset)
+            rows = Rows(X, input_shape=self.input_shape, trusted=True)
+        shape = rows.shape
+        if reset:
+            self.input_shape_ = shape
+        elif shape != self.input_shape_:
+            raise ValueError(
+                f"A row of X has shape {shape}, but {type(self).__name__} was fitted on rows of "
+                f"shape {self.input_shape_}; reshape X, or set input_shape for flat rows."
+            )
+        return rows
+
+    def _check_array(self, X, *, reset: bool) -> np.ndarray:
+        if isinstance(X, torch.Tensor):
+            X = X.detach().cpu().numpy()
+        elif isinstance(X, list | tuple):
+            X = np.asarray(X)
+        if getattr(X, "ndim", 2) > 2:
+            X = check_array(X, allow_nd=True, ensure_all_finite=False, estimator=self)
+            if reset:
+                self.n_features_in_ = int(np.prod(X.shape[1:]))
+        else:
+            X = validate_data(self, X, reset=reset, ensure_all_finite=False)
+        try:
+            assert_all_finite(X)
+        except ValueError:
+            raise ValueError(NOT_FINITE) from None  # scikit-learn's own cures are for tables
+        if self.clip_values is not None:
+            lowest, highest = float(X.min()), float(X.max())
+            check_range(lowest, highest, self.clip_values)
+            if reset:
+                warn_of_scale(lowest, highest, self.clip_values)
+        return X
