@@ -329,7 +329,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     def _stream(
         self, judge: Callable[..., tuple[Tensor, ...]], rows: Rows, labels, indices=None
     ) -> tuple[np.ndarray, ...]:
-        """What `judge` finds in all rows, or those at `indices`, batch by batch."""
+        """Collect what `judge` finds in all rows, or those at `indices`, batch by batch."""
         device = module_device(self.evidence_)
         n_rows = len(rows) if indices is None else len(indices)
         parts = []

@@ -8,9 +8,9 @@ except ImportError as error:
     ) from error
 
 from skmrr.art._modules import as_module
-from skmrr.art.attacks import Attack, judge_transfer, run_attacks
 from skmrr.art.classifier import defended_classifier
-from skmrr.art.detector import MRRDetector
+from skmrr.art.evasion_detector import MRRDetector
+from skmrr.art.suite_runs import Attack, judge_transfer, run_attacks
 from skmrr.art.suites import modern_attacks, paper_attacks
 from skmrr.art.victim import as_art_classifier
 

@@ -4,14 +4,14 @@ import copy
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from skmrr.art._modules import as_module
-from skmrr.art.detector import MRRDetector
+from skmrr.art.evasion_detector import MRRDetector
 from skmrr.base import BaseDetector
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.hooks import evaluating, module_device
+from skmrr.nn.placement import module_device
+from skmrr.nn.tapped import shared_copy
 
 
 def defended_classifier(
@@ -72,8 +72,7 @@ def defended_classifier(
     if isinstance(detector, MRRDetector):
         channels_last = not detector.classifier.channels_first
         victim, detector = as_module(detector.classifier), detector._fitted()
-    if not hasattr(detector, "module_"):
-        raise NotFittedError(f"This {type(detector).__name__} is not fitted; call fit(X, y) first.")
+    detector._check_calibrated()
     victim = victim if detector.classifier is None else detector.classifier
     if victim is None:
         raise ValueError("The detector has no classifier to defend; fit it with classifier=….")
@@ -85,7 +84,8 @@ def defended_classifier(
     sp = detector.security_parameter if security_parameter is None else security_parameter
     shape = detector.input_shape_
     n_classes = _n_logits(victim, shape, detector.clip_values[0])
-    defended = DefendedClassifier(victim, detector.module_, sp, kappa=kappa)
+    own = victim if detector.classifier is None else None
+    defended = DefendedClassifier(detector.module_, sp, classifier=own, kappa=kappa)
     network: nn.Module = defended
     if labels is not None:
         if labels not in range(n_classes):
@@ -123,5 +123,5 @@ class _Attacked(nn.Module):
 
 def _n_logits(victim: nn.Module, shape: tuple, value: float) -> int:
     x = torch.full((1, *shape), float(value), device=module_device(victim))
-    with evaluating(victim), torch.no_grad():
-        return victim(x).shape[1]
+    with torch.no_grad():
+        return shared_copy(victim)(x).shape[1]

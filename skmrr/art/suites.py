@@ -11,7 +11,7 @@ from art.attacks.evasion import (
 )
 
 from skmrr.art._methods import StartedHopSkipJump, auto_attack
-from skmrr.art.attacks import Attack
+from skmrr.art.suite_runs import Attack
 from skmrr.attacks import carlini_l2
 
 

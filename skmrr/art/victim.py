@@ -3,7 +3,7 @@
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from skmrr.nn.hooks import module_device
+from skmrr.nn.placement import module_device
 
 
 def as_art_classifier(

@@ -7,8 +7,8 @@ from skmrr.attacks.guides import Guides
 from skmrr.attacks.judging import Judgement, check_attack_input, judge, victim_logits
 from skmrr.attacks.projected import per_row
 from skmrr.attacks.result import AttackResult, is_defended, verified
-from skmrr.nn.detector import against_best_other
-from skmrr.nn.hooks import evaluating
+from skmrr.nn.statistic import against_best_other
+from skmrr.nn.tapped import shared_copy
 
 HALVINGS = 10  # of the way from a row to its guide, to begin near the boundary
 
@@ -92,15 +92,15 @@ def carlini_l2(
     tensor([True, True])
     """
     check_attack_input(x, labels, clip_values)
+    classifier = shared_copy(classifier)
     search = _Search(classifier, x, labels, targeted, confidence, clip_values, detector_weight)
-    with evaluating(classifier):
-        starts = [x]
-        if guides is not None:
-            bank = Guides(classifier, guides)
-            starts += [search.boundary(_guide(bank, search, k)) for k in range(restarts)]
-        for start in starts:
-            search.run(start, search_steps, max_iter, learning_rate, initial_const)
-        return verified(classifier, x, search.best, labels, norm=2.0, targeted=targeted)
+    starts = [x]
+    if guides is not None:
+        bank = Guides(classifier, guides)
+        starts += [search.boundary(_guide(bank, search, k)) for k in range(restarts)]
+    for start in starts:
+        search.run(start, search_steps, max_iter, learning_rate, initial_const)
+    return verified(classifier, x, search.best, labels, norm=2.0, targeted=targeted)
 
 
 class _Search:

@@ -163,7 +163,7 @@ class FeatureMatchingPGD(ProjectedGradient):
 
 
 def _features(network: nn.Module, x: Tensor) -> Float[Tensor, "batch features"]:
-    classifier = network.classifier if is_defended(network) else network
+    classifier = network.victim if is_defended(network) else network
     parts = [classifier(x)]
     if is_defended(network):
         for part in network.detector.modules():

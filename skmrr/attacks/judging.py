@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skmrr.attacks.result import is_defended
-from skmrr.nn.detector import against_best_other
 from skmrr.nn.rows import check_values
+from skmrr.nn.statistic import against_best_other
 
 
 class Judgement(NamedTuple):
@@ -47,7 +47,7 @@ def judge(network: nn.Module, x: Tensor, targets: Int[Tensor, " batch"]) -> Judg
 
 def victim_logits(network: nn.Module, x: Tensor, batch_size: int = 512) -> Float[Tensor, "b c"]:
     """Logits of the classifier alone, without gradients."""
-    classifier = network.classifier if is_defended(network) else network
+    classifier = network.victim if is_defended(network) else network
     with torch.no_grad():
         return torch.cat([classifier(part) for part in x.split(batch_size)])
 

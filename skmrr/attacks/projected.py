@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from skmrr.attacks.guides import Guides
 from skmrr.attacks.judging import Judgement, check_attack_input, judge, wrong_classes
 from skmrr.attacks.result import AttackResult, verified
-from skmrr.nn.hooks import evaluating
+from skmrr.nn.tapped import shared_copy
 
 STARTS = ("clean", "random", "guide")
 NORMS = {"linf": math.inf, "l2": 2.0}
@@ -168,27 +168,27 @@ class ProjectedGradient(ABC):
             raise ValueError(f"eps={eps} must be positive.")
         if self.needs_guides and guides is None:
             raise ValueError(f"{type(self).__name__} starts from guides=…: give clean rows.")
-        with evaluating(network):
-            bank = Guides(network, guides) if self.needs_guides and guides is not None else None
-            search = _Search(self, network, x, eps, clip_values, bank)
-            found = x.clone()  # a row that is misclassified and unflagged needs no search
-            success = verified(network, x, found, labels, norm=NORMS[self.norm]).success
-            found[~success] = torch.nan
-            goals = wrong_classes(network, x, labels, self.n_targets, targets)
-            trials = [
-                (variant, restart, k)
-                for restart in range(self.restarts)
-                for variant in range(self.n_variants)
-                for k in range(goals.shape[1])
-            ]
-            for variant, restart, k in tqdm(
-                trials, type(self).__name__, disable=not self.verbose, leave=False
-            ):
-                left = found.flatten(1).isnan().any(1) & (goals[:, k] != -1)
-                left = torch.nonzero(left)[:, 0]
-                if len(left):
-                    found[left] = search.run(left, goals[left, k], variant, restart)
-            return verified(network, x, found, labels, norm=NORMS[self.norm])
+        network = shared_copy(network)
+        bank = Guides(network, guides) if self.needs_guides and guides is not None else None
+        search = _Search(self, network, x, eps, clip_values, bank)
+        found = x.clone()  # a row that is misclassified and unflagged needs no search
+        success = verified(network, x, found, labels, norm=NORMS[self.norm]).success
+        found[~success] = torch.nan
+        goals = wrong_classes(network, x, labels, self.n_targets, targets)
+        trials = [
+            (variant, restart, k)
+            for restart in range(self.restarts)
+            for variant in range(self.n_variants)
+            for k in range(goals.shape[1])
+        ]
+        for variant, restart, k in tqdm(
+            trials, type(self).__name__, disable=not self.verbose, leave=False
+        ):
+            left = found.flatten(1).isnan().any(1) & (goals[:, k] != -1)
+            left = torch.nonzero(left)[:, 0]
+            if len(left):
+                found[left] = search.run(left, goals[left, k], variant, restart)
+        return verified(network, x, found, labels, norm=NORMS[self.norm])
 
 
 class _Search:

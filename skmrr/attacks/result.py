@@ -109,4 +109,4 @@ def verified(
 
 def is_defended(network: nn.Module) -> TypeGuard[DefendedClassifier]:
     """Whether the last logit of a network means "flagged"."""
-    return hasattr(network, "judge")
+    return isinstance(network, DefendedClassifier)

@@ -6,7 +6,7 @@ from torch import nn
 
 from skmrr.attacks.projected import NORMS, ProjectedGradient
 from skmrr.attacks.result import AttackResult, verified
-from skmrr.nn.hooks import evaluating
+from skmrr.nn.tapped import shared_copy
 
 
 @dataclass(frozen=True)
@@ -32,5 +32,5 @@ class Transfer:
     def __call__(self, network, x, labels, *, eps, **params) -> AttackResult:
         """Attack the surrogate, and verify on `network`; parameters as of `ProjectedGradient`."""
         found = self.attack(self.surrogate, x, labels, eps=eps, **params)
-        with evaluating(network):
-            return verified(network, x, found.adversarial, labels, norm=NORMS[self.norm])
+        network = shared_copy(network)
+        return verified(network, x, found.adversarial, labels, norm=NORMS[self.norm])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
-from skmrr.baselines import _networks
+from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
     check_answers,
     check_rebuilds,
@@ -166,7 +166,7 @@ class APEGANDetector(StatisticDetector):
         if classifier is None:
             raise ValueError("There is no classifier to show purified rows: give classifier=….")
         purifier = self.evidence_.members.statistics[0].purifier
-        return _networks.RebuildingClassifier(purifier, classifier).eval()
+        return _default_networks.RebuildingClassifier(purifier, classifier).eval()
 
     def _fit_statistic(self, rows, columns, train, random_state):
         device, classifier = self._device(), self._tapped()
@@ -176,7 +176,7 @@ class APEGANDetector(StatisticDetector):
             check_answers(classifier.network, rows.take(train[:1]), self.classes_, "classifier")
         with seeded(draw_seed(random_state), device):
             network = self._train(classifier, rows, columns, train, (low, high))
-        purifier = _networks.InRange(network, low, high)
+        purifier = _default_networks.InRange(network, low, high)
         if classifier is None:
             return ChangeStatistic(purifier, len(self.classes_))
         return PurifiedStatistic(purifier, classifier, torch.as_tensor(self.classes_))
@@ -185,13 +185,13 @@ class APEGANDetector(StatisticDetector):
         low, high = extent
         device = self._device()
         if self.generator is None:
-            generator = _networks.generator(rows.shape, low, high, self.width)
+            generator = _default_networks.generator(rows.shape, low, high, self.width)
         else:
             generator = own_copy(self.generator)
         generator.to(device).requires_grad_(True)
         first = as_input(rows.take(train[:1]), generator)
         check_rebuilds(generator, first, "generator")
-        discriminator = _networks.discriminator(rows.shape, low, high, self.width)
+        discriminator = _default_networks.discriminator(rows.shape, low, high, self.width)
         pair = Pair(
             generator,
             discriminator.to(first),

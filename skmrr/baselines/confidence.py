@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skmrr._sklearn import Interval
 from skmrr.base import StatisticDetector
-from skmrr.baselines._features import favouring
+from skmrr.baselines._feature_detector import favouring
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
-from skmrr.baselines import _networks
+from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
     check_answers,
     draw_seed,
@@ -168,7 +168,7 @@ class EfficientDefensesDetector(StatisticDetector):
         n_classes = max(2, len(self.classes_))
         is_trained = template is not None and not self.from_scratch
         if template is None:
-            network = _networks.softmax_network(rows.shape, low, high, n_classes)
+            network = _default_networks.softmax_network(rows.shape, low, high, n_classes)
         else:
             network = own_copy(template)
         network.to(device).requires_grad_(True)

@@ -55,7 +55,7 @@ class SqueezingStatistic(ClassFreeStatistic):
         return (torch.stack(distances).amax(0) + self.floor).log()
 
     def _seen(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch dim"]:
-        """The classifier's probabilities, or without one the rows themselves."""
+        """Return the classifier's probabilities, or without one the rows themselves."""
         return x.flatten(1).double() if passed.logits is None else passed.logits.double().softmax(1)
 
 

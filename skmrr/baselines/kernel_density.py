@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from skmrr._sklearn import Interval, StrOptions
-from skmrr.baselines._features import FeatureDetector, Features
+from skmrr.baselines._feature_detector import FeatureDetector, Features
 from skmrr.baselines._neighbours import Bank
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skmrr._sklearn import Interval
-from skmrr.baselines._features import (
+from skmrr.baselines._feature_detector import (
     FeatureDetector,
     Features,
     LayerMean,

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from skmrr._sklearn import Interval, Options, StrOptions
 from skmrr.base import StatisticDetector
-from skmrr.baselines import _networks
+from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
     check_answers,
     check_rebuilds,
@@ -178,7 +178,7 @@ class MagNetDetector(StatisticDetector):
         if classifier is None:
             raise ValueError("There is no classifier to show reformed rows: give classifier=….")
         reformer = self.evidence_.members.statistics[0].reformer
-        return _networks.RebuildingClassifier(reformer, classifier).eval()
+        return _default_networks.RebuildingClassifier(reformer, classifier).eval()
 
     def defended_classifier(
         self, *, security_parameter=None, reform=False, **params
@@ -228,7 +228,7 @@ class MagNetDetector(StatisticDetector):
         with seeded(draw_seed(random_state), device):
             network = self._train(rows, train, low, high, device)
         statistic = MagNetStatistic(
-            _networks.InRange(network, low, high),
+            _default_networks.InRange(network, low, high),
             classifier,
             n_classes=len(self.classes_),
             norm=self.norm if self.statistic != "divergence" else None,
@@ -239,7 +239,7 @@ class MagNetDetector(StatisticDetector):
 
     def _train(self, rows, train, low, high, device) -> nn.Module:
         if self.autoencoder is None:
-            network = _networks.autoencoder(rows.shape, low, high)
+            network = _default_networks.autoencoder(rows.shape, low, high)
         else:
             network = own_copy(self.autoencoder)
         network.to(device).requires_grad_(True)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from skmrr._sklearn import StrOptions
-from skmrr.baselines._features import (
+from skmrr.baselines._feature_detector import (
     FeatureDetector,
     Features,
     LayerMean,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from skmrr._sklearn import Interval
-from skmrr.baselines._features import FeatureDetector, Features, sample_rows
+from skmrr.baselines._feature_detector import FeatureDetector, Features, sample_rows
 from skmrr.baselines._neighbours import Bank, check_neighbors
 from skmrr.nn.statistic import ClassFreeStatistic
 from skmrr.nn.tapped import Pass

@@ -1,4 +1,4 @@
-"""The certified defender: a margin that is bounded over a whole ball, which no attack gets around."""
+"""The certified defender: a margin bounded over a whole ball, which no attack gets around."""
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real

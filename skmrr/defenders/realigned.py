@@ -105,7 +105,7 @@ class RealignedDefender(StatisticDetector):
         return measure_tolerance(self.classifier, rows, train, self.clip_values, random_state)
 
     def _initial_map(self, rows, columns, train, random_state) -> tuple[LatentMap, torch.Tensor]:
-        """Map to be trained, or the last one (`warm_start`), and the class means of its features."""
+        """Map to be trained, or the last one (`warm_start`), and its class means."""
         device = self._device()
         sample = _balanced_sample(train, columns, random_state)
         x, classes = rows.take(sample), torch.as_tensor(columns[sample], device=device)

@@ -2,23 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.ndimage import rotate
-from sklearn.utils._optional_dependencies import check_pandas_support
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from skmrr._sklearn import check_pandas_support
 from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
+from skmrr.evaluation.attacked_rows import as_rows, asked, classifier_of, clip_values_of
 from skmrr.evaluation.certified import classes_within_reach
 from skmrr.evaluation.metrics import exact_interval
-from skmrr.evaluation.rows import as_rows, asked, clip_values_of
-from skmrr.nn.hooks import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,79 +134,98 @@ def evaluate_adaptive(
     rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
     if len(rows) == 0:
         raise ValueError("The classifier takes no row for what it is; nothing can be attacked.")
+    attacks = adaptive_suite() if attacks is None else attacks
+    if WORST in attacks:
+        raise ValueError(f"No attack may be called {WORST!r}: that names the worst of all.")
     params = {
         "clip_values": detector.clip_values,
         "guides": x if guides is None else as_rows(detector, guides),
     }
-    attacks = adaptive_suite() if attacks is None else attacks
-    if WORST in attacks:
-        raise ValueError(f"No attack may be called {WORST!r}: that names the worst of all.")
-    norms = {_norm(attack) for attack in attacks.values()}
-    norm = norms.pop() if len(norms) == 1 else torch.inf
     eps = sorted(eps)
-    keys = list(attacks) if per_attack else [ANY]
-    attacked, true = x[rows], labels[rows]
-    found = {(key, e): torch.full_like(attacked, torch.nan) for key in keys for e in eps}
+    siege = _Siege(x[rows], labels[rows], attacks, eps, params, per_attack=per_attack)
     scores = torch.as_tensor(detector.score_samples(X)).to(x.device)
     records, worst = [], {}
     n_runs = len(attacks) * len(eps) * len(security_parameters)
-    bar = tqdm(total=n_runs, desc="attacks", disable=not verbose)
-    with bar, evaluating(detector.classifier, detector.module_):
+    with tqdm(total=n_runs, desc="attacks", disable=not verbose) as bar:
         # What breaks a row under a larger SP, where more is flagged, or in a smaller ball breaks
         # it from then on.
-        for sp in sorted(security_parameters, reverse=True):
+        for sp, radius in product(sorted(security_parameters, reverse=True), eps):
             network = detector.defended_classifier(security_parameter=sp)
+            targets = None
+            if trust_bounds:
+                targets = classes_within_reach(detector, siege.x, siege.labels, radius, sp)
+            bar.set_postfix_str(f"ε {radius:g}, SP {sp:g}")
+            results = siege.run(network, radius, targets, bar)
+            worst[radius, sp] = results[WORST]
             stands = (answers == labels) & (scores >= np.log(sp))
-            for smaller, radius in zip([None, *eps], eps, strict=False):
-                if smaller is not None:
-                    for key in keys:
-                        known = found[key, radius]
-                        known[:] = torch.where(known.isnan(), found[key, smaller], known)
-                if trust_bounds:
-                    params["targets"] = classes_within_reach(detector, attacked, true, radius, sp)
-                for name, attack in attacks.items():
-                    bar.set_postfix_str(f"{name}, ε {radius:g}, SP {sp:g}")
-                    known = found[name if per_attack else ANY, radius]
-                    _attack_left(attack, network, attacked, true, known, eps=radius, **params)
-                    bar.update()
-                results = {
-                    key: verified(network, attacked, found[key, radius], true, norm=norm)
-                    for key in keys
-                }
-                worst[radius, sp] = worst_case(results.values())
-                results = {**(results if per_attack else {}), WORST: worst[radius, sp]}
-                for name, result in results.items():
-                    record = {"attack": name, "eps": radius, "security_parameter": sp}
-                    broken = result.success & stands[rows]
-                    left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
-                    robust = {"robust_accuracy": float(stands.double().mean()) * left_standing}
-                    records.append(record | _rates(result.success) | robust)
+            records += [
+                {"attack": name, "eps": radius, "security_parameter": sp}
+                | _rates(result.success)
+                | _robust(result.success, stands, rows)
+                for name, result in results.items()
+            ]
     clean = [_clean(scores, answers == labels, sp) for sp in security_parameters]
     return AdaptiveEvaluation(
         pandas.DataFrame(records), pandas.DataFrame(clean), worst, rows.cpu().numpy()
     )
 
 
+class _Siege:
+    """Attacks on the same rows, one network and radius after the other, and what was found."""
+
+    def __init__(self, x: Tensor, labels: Tensor, attacks: Mapping, eps, params, *, per_attack):
+        self.x, self.labels = x, labels
+        self.attacks, self.params, self.per_attack = attacks, params, per_attack
+        norms = {_norm(attack) for attack in attacks.values()}
+        self.norm = norms.pop() if len(norms) == 1 else torch.inf
+        self.keys = list(attacks) if per_attack else [ANY]
+        self.smaller = dict(zip(eps, [None, *eps], strict=False))
+        self.found = {(key, e): torch.full_like(x, torch.nan) for key in self.keys for e in eps}
+
+    def run(self, network: nn.Module, eps: float, targets: Tensor | None, bar) -> dict:
+        """Attack what is left; return the results by name, the worst case last.
+
+        `targets` are the classes that a bound leaves to each row.
+        """
+        if (smaller := self.smaller[eps]) is not None:
+            for key in self.keys:
+                known = self.found[key, eps]
+                known[:] = torch.where(known.isnan(), self.found[key, smaller], known)
+        for name, attack in self.attacks.items():
+            known = self.found[name if self.per_attack else ANY, eps]
+            self._attack_left(attack, network, known, eps, targets)
+            bar.update()
+        results = {
+            key: verified(network, self.x, self.found[key, eps], self.labels, norm=self.norm)
+            for key in self.keys
+        }
+        worst = worst_case(results.values())
+        return {**(results if self.per_attack else {}), WORST: worst}
+
+    def _attack_left(self, attack, network, known: Tensor, eps: float, targets) -> None:
+        """Attack the rows of which nothing is known yet, and note in `known` what breaks them."""
+        is_left = known.flatten(1).isnan().any(1)
+        params = dict(self.params)
+        if targets is not None:
+            is_left &= targets.any(1)
+            params["targets"] = targets[is_left]
+        x = self.x[is_left]
+        if len(x):
+            found = attack(network, x, self.labels[is_left], eps=eps, **params).adversarial
+            _check_reach(found, x, eps, _norm(attack), params["clip_values"])
+            known[is_left] = found
+
+
+def _robust(success: Tensor, stands: Tensor, rows: Tensor) -> dict[str, float]:
+    """Share of all clean rows that are right, accepted, and not broken."""
+    broken = success & stands[rows]
+    left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
+    return {"robust_accuracy": float(stands.double().mean()) * left_standing}
+
+
 def _norm(attack) -> float:
     """Order of an attack's norm; of one that names none of ours ℓ∞, which no other exceeds."""
     return NORMS.get(getattr(attack, "norm", "linf"), torch.inf)
-
-
-def _attack_left(attack, network, x, labels, known, *, targets=None, **params) -> None:
-    """Attack the rows of which nothing is known yet, and note in `known` what breaks them.
-
-    `targets` are the classes that a bound leaves to each row; rows without any are left alone.
-    """
-    is_left = known.flatten(1).isnan().any(1)
-    if targets is not None:
-        is_left &= targets.any(1)
-    left = torch.nonzero(is_left)[:, 0]
-    if len(left):
-        if targets is not None:
-            params["targets"] = targets[left]
-        found = attack(network, x[left], labels[left], **params).adversarial
-        _check_reach(found, x[left], params["eps"], _norm(attack), params["clip_values"])
-        known[left] = found
 
 
 def _check_reach(found: Tensor, x: Tensor, eps: float, norm: float, clip_values) -> None:
@@ -309,7 +328,7 @@ def evasion_cost(
     bank = x if guides is None else as_rows(detector, guides)
     x, labels = x[rows], labels[rows]
     shared = {"clip_values": detector.clip_values, "guides": bank, **params}
-    alone = carlini_l2(detector.classifier, x, labels, **shared)
+    alone = carlini_l2(classifier_of(detector).network, x, labels, **shared)
     defended = {}
     for sp in security_parameters:
         network = detector.defended_classifier(security_parameter=sp)

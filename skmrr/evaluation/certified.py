@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from sklearn.utils._optional_dependencies import check_pandas_support
 from torch import Tensor
 
+from skmrr._sklearn import check_pandas_support
 from skmrr.base import BaseDetector
-from skmrr.evaluation.rows import asked
-from skmrr.nn.hooks import evaluating
+from skmrr.evaluation.attacked_rows import asked
+from skmrr.nn.detector_module import DetectorModule
 from skmrr.nn.intervals import CertifiedStatistic
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def certified_success_rate(
     Parameters
     ----------
     detector : BaseDetector
-        A fitted ``LatentDefender(statistic="certified")`` with a classifier.
+        A fitted `CertifiedDefender` with a classifier.
     X : array-like of shape (n_samples, …)
         Clean test rows. Those that the classifier takes for what they are count.
     y : array-like of shape (n_samples,)
@@ -61,14 +61,14 @@ def certified_success_rate(
     Examples
     --------
     >>> import torch
-    >>> from skmrr import LatentDefender
+    >>> from skmrr import CertifiedDefender
     >>> from skmrr.datasets import load_digits_images
     >>> from skmrr.evaluation import certified_success_rate
     >>> X, y = load_digits_images()
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    >>> defender = LatentDefender(
-    ...     net, classifier=net, statistic="certified", exploration_radius=0.1, max_epochs=5,
-    ...     clip_values=(0, 1), random_state=0,
+    >>> defender = CertifiedDefender(
+    ...     net, classifier=net, exploration_radius=0.1, max_epochs=5, clip_values=(0, 1),
+    ...     random_state=0,
     ... ).fit(X[:1500], y[:1500])
     >>> bound = certified_success_rate(defender, X[1500:], y[1500:], eps=[0.05, 0.1])
     >>> bool(bound["success_rate"].between(0, 1).all())
@@ -87,7 +87,6 @@ def certified_success_rate(
     return pandas.DataFrame(records)
 
 
-@torch.no_grad()
 def classes_within_reach(
     detector: BaseDetector, x: Tensor, labels: Tensor, eps: float, security_parameter: float
 ) -> Tensor:
@@ -95,21 +94,32 @@ def classes_within_reach(
 
     Parameters are those of `certified_success_rate`; `x` are rows as the networks see them.
     """
-    module = detector.module_
-    statistic, calibration = module.statistic, module.calibration
-    assert calibration is not None
+    return within_reach(detector.module_, x, labels, eps, security_parameter, detector.batch_size)
+
+
+@torch.no_grad()
+def within_reach(
+    module: DetectorModule,
+    x: Tensor,
+    labels: Tensor,
+    eps: float,
+    security_parameter: float,
+    batch_size: int = 512,
+) -> Tensor:
+    """As `classes_within_reach`, of the module of a fitted detector."""
+    statistic = module.evidence.members.statistics[0]
     if not isinstance(statistic, CertifiedStatistic):
         raise TypeError(
-            "Only LatentDefender(statistic='certified') has such a bound; attack other detectors "
-            "by evaluate_adaptive."
+            "Only a CertifiedDefender has such a bound; attack other detectors by "
+            "evaluate_adaptive."
         )
-    own = module.columns_of(labels)
     inner = max(eps - statistic.radius, 0.0)
-    with evaluating(module):
-        parts = zip(x.split(detector.batch_size), own.split(detector.batch_size), strict=True)
-        # s_c(x') ≥ the least z_y − z_c over the inner ball
-        least = torch.cat([statistic.least_leads(*part, inner) for part in parts])
-        columns = torch.arange(least.shape[1], device=x.device)
-        scores = [calibration(least[:, c], c.expand(len(least))) for c in columns]
-    best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf)
+    classes = module.evidence.classes
+    own = (labels[:, None] == classes).to(torch.int8).argmax(1)
+    # s_c(x') ≥ the least z_y − z_c over the inner ball
+    parts = zip(x.split(batch_size), own.split(batch_size), strict=True)
+    least = torch.cat([statistic.least_leads(*part, inner) for part in parts])
+    columns = torch.arange(least.shape[1], device=x.device)
+    scores = [module.survival(least[:, c, None], c.expand(len(least))) for c in columns]
+    best = torch.cat(scores, dim=1).scatter(1, own[:, None], -torch.inf)
     return best >= math.log(security_parameter)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from skmrr.base import BaseDetector
-from skmrr.evaluation.rows import as_rows
-from skmrr.nn.hooks import evaluating
+from skmrr.evaluation.attacked_rows import as_rows, classifier_of
+from skmrr.nn.fingerprint import content
 
 
 def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
@@ -41,20 +41,18 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
     >>> scoring_cost(detector, X, repeats=1) > 0
     True
     """
-    if detector.classifier is None:
-        raise ValueError("The detector has no classifier to compare with: give classifier=….")
+    classifier = classifier_of(detector).network
     batches = as_rows(detector, X).split(detector.batch_size)
     ratios = []
-    with evaluating(detector.classifier):
-        for _ in range(repeats):
-            start = time.perf_counter()
-            with torch.no_grad():
-                for x in batches:
-                    detector.classifier(x)
-            alone = time.perf_counter() - start
-            start = time.perf_counter()
-            detector.score_samples(X)
-            ratios.append((time.perf_counter() - start) / alone)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        with torch.no_grad():
+            for x in batches:
+                classifier(x)
+        alone = time.perf_counter() - start
+        start = time.perf_counter()
+        detector.score_samples(X)
+        ratios.append((time.perf_counter() - start) / alone)
     return float(np.median(ratios))
 
 
@@ -66,13 +64,10 @@ def fitted_bytes(detector: BaseDetector) -> int:
     tensors = {id(tensor): tensor for tensor in _tensors(detector.module_)}.values()
     known = set()
     if detector.classifier is not None:
-        known = {_content(tensor) for tensor in _tensors(detector.classifier)}
-    return sum(t.numel() * t.element_size() for t in tensors if _content(t) not in known)
+        known = {(t.shape, content(t)) for t in _tensors(detector.classifier)}
+    added = (t for t in tensors if (t.shape, content(t)) not in known)
+    return sum(t.numel() * t.element_size() for t in added)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _content(tensor: torch.Tensor) -> tuple:
-    return tensor.shape, tensor.detach().cpu().contiguous().numpy().tobytes()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sklearn.utils._optional_dependencies import check_pandas_support
+from skmrr._sklearn import check_pandas_support
 
 if TYPE_CHECKING:
     import pandas as pd

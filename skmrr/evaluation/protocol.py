@@ -10,9 +10,9 @@ from hashlib import blake2b
 from itertools import combinations
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_pandas_support
 from tqdm.auto import tqdm
 
+from skmrr._sklearn import check_pandas_support
 from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.frames import DetectionEvaluation
 from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
@@ -24,8 +24,9 @@ from skmrr.evaluation.successes import (
     rows_to_score,
     worst_scores,
 )
-from skmrr.nn.inference import predict_labels
 from skmrr.nn.rows import Rows
+from skmrr.nn.tapped import Tapped
+from skmrr.nn.trials import predict_labels
 from skmrr.threshold import RiskMixin
 from skmrr.validation import check_labels
 
@@ -206,7 +207,7 @@ def _decisions(detectors: Mapping[str, RiskMixin], X) -> np.ndarray:
         classifier = _classifier(detector)
         if classifier is not None:
             rows = Rows(np.asarray(X), input_shape=detector.input_shape_)
-            return predict_labels(classifier, rows, detector.batch_size)
+            return predict_labels(Tapped(classifier), rows, detector.batch_size)
     raise ValueError("No detector has a classifier: give labels=…, the victim's decisions for X.")
 
 

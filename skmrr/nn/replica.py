@@ -63,7 +63,7 @@ class Checkpoint(nn.Module):
         return (changed,) if self.is_input else changed
 
     def attach(self, network: nn.Module, name: str) -> None:
-        """Hook to the layer of a tap."""
+        """Attach the hook to the layer of a tap."""
         self.is_input = name.endswith(INPUT)
         attach(network, name, self)
 

@@ -109,12 +109,12 @@ class Tap:
         keep(self.name, value.clone())  # the next layer may work in place
 
     def attach(self, network: nn.Module) -> None:
-        """Hook the tap to its layer."""
+        """Attach the tap to its layer."""
         attach(network, self.name, self)
 
 
 def attach(network: nn.Module, name: str, hook) -> None:
-    """Hook a callable to the layer at `name`, at its input if the name ends in ``":input"``."""
+    """Attach a hook to the layer at `name`, at its input if the name ends in ``":input"``."""
     layer = find_layer(network, name.removesuffix(INPUT))
     is_input = name.endswith(INPUT)
     (layer.register_forward_pre_hook if is_input else layer.register_forward_hook)(hook)

@@ -2,32 +2,38 @@
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from skmrr.base import BaseDetector
-from skmrr.nn.hooks import as_input, evaluating, module_device
+from skmrr.nn.placement import as_input
+from skmrr.nn.tapped import Tapped
 from skmrr.validation import check_labels
 
 
 def asked(detector: BaseDetector, X, y) -> tuple[Tensor, Tensor, Tensor]:
     """Rows as the networks see them, true classes, and the classifier's answers."""
-    check_is_fitted(detector, "module_")
-    detector._check_calibrated()
-    if detector.classifier is None:
-        raise ValueError("The detector has no classifier to be attacked: give classifier=….")
+    classifier = classifier_of(detector)
     clip_values_of(detector)
     x = as_rows(detector, X)
     labels = torch.as_tensor(check_labels(y, len(x), "y"), device=x.device)
-    with evaluating(detector.classifier), torch.no_grad():
-        answers = [detector.classifier(part).argmax(1) for part in x.split(detector.batch_size)]
+    with torch.no_grad():
+        answers = [classifier(part).logits.argmax(1) for part in x.split(detector.batch_size)]
     return x, labels, torch.cat(answers)
 
 
 def as_rows(detector: BaseDetector, X) -> Tensor:
     """Rows in the shape, dtype and place of the detector's networks."""
     x = torch.as_tensor(np.asarray(X)).reshape(len(X), *detector.input_shape_)
-    return as_input(x, detector.classifier, module_device(detector.module_))
+    return as_input(x, classifier_of(detector))
+
+
+def classifier_of(detector: BaseDetector) -> Tapped:
+    """Classifier of a calibrated detector, as it is scored with."""
+    detector._check_calibrated()
+    classifier = detector.evidence_.classifier
+    if classifier is None:
+        raise ValueError("The detector has no classifier to be attacked: give classifier=….")
+    return classifier
 
 
 def clip_values_of(detector: BaseDetector) -> tuple:

@@ -103,7 +103,7 @@ class FeatureDetector(StatisticDetector):
     }
 
     def _features(self, rows: Rows) -> Features:
-        """What turns rows and a pass of the classifier into features."""
+        """Make what turns rows and a pass of the classifier into features."""
         if self.classifier is None:
             if self.layer is not None:
                 raise ValueError(

@@ -13,11 +13,12 @@ from sklearn.exceptions import NotFittedError
 
 from skmrr.art._modules import as_module, clip_values
 from skmrr.base import BaseDetector
-from skmrr.ensemble import MRREnsemble, default_defender
-from skmrr.latent import LatentDefender
-from skmrr.nn.inference import predict_labels
+from skmrr.defenders import LatentDefender, default_defenders
+from skmrr.ensemble import MRREnsemble
 from skmrr.nn.replica import replicate
 from skmrr.nn.rows import Rows
+from skmrr.nn.tapped import Tapped
+from skmrr.nn.trials import predict_labels
 
 
 class MRRDetector(EvasionDetector):
@@ -110,8 +111,11 @@ class MRRDetector(EvasionDetector):
             values["module"] = replicate(values["classifier"])
         training = {"max_epochs": nb_epochs, "training_batch_size": batch_size}
         if isinstance(detector, MRREnsemble) and detector.defenders is None:
-            template = detector.estimator or default_defender()
-            values["estimator"] = template.set_params(**training)
+            members = default_defenders(values["classifier"])
+            for _, member, _ in members:
+                if isinstance(member, LatentDefender):
+                    member.set_params(**training)
+            values["defenders"] = members
         values |= {name: value for name, value in training.items() if name in params}
         detector.set_params(**values)
         self.detector_ = detector.fit(self._rows(x), self._class_index(y), **kwargs)
@@ -204,4 +208,4 @@ class MRRDetector(EvasionDetector):
         """Decisions of the classifier, for a ready-made detector that has none to ask."""
         if detector.classifier is not None:
             return None
-        return predict_labels(as_module(self.classifier), Rows(rows), detector.batch_size)
+        return predict_labels(Tapped(as_module(self.classifier)), Rows(rows), detector.batch_size)

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from skmrr.art._modules import as_module, channels_as_given, clip_values
 from skmrr.attacks import AttackResult, carlini_l2
 from skmrr.attacks.result import verified
-from skmrr.features import FeatureExtractor
-from skmrr.nn.hooks import evaluating, seeded
+from skmrr.nn.fingerprint import fingerprint
+from skmrr.nn.placement import seeded
+from skmrr.nn.tapped import shared_copy
 
 
 class Attack(NamedTuple):
@@ -94,18 +95,12 @@ def run_attacks(
         raise ValueError("Attacks need PyTorchClassifier(clip_values=(lowest, highest)).")
     x, y = np.asarray(x, dtype=ART_NUMPY_DTYPE), np.asarray(y, dtype=np.int64)
     run: Callable = _run_attack
-    # An estimator's hash holds its network's values; torch's own holds addresses.
     key = ""
     if memory is not None:
         run = memory.cache(_run_attack, ignore=["classifier"])
-        network = FeatureExtractor(as_module(classifier), "")
-        key = joblib.hash((network, clip_values(classifier), classifier.channels_first))
-        loss, usual = (
-            joblib.hash(FeatureExtractor(part, ""))
-            for part in (classifier.loss, nn.CrossEntropyLoss())
-        )
-        if loss != usual:  # the usual one is left out, so that caches of earlier versions hold
-            key = joblib.hash((key, loss))
+        networks = (as_module(classifier), classifier.loss)
+        settings = (clip_values(classifier), classifier.channels_first)
+        key = joblib.hash((*map(fingerprint, networks), settings))
     bar = tqdm(attacks.items(), "attacks", disable=not verbose)
     return {name: run(classifier, key, *attack, x, y, batch_size) for name, attack in bar}
 
@@ -157,7 +152,7 @@ def judge_transfer(
 def _run_attack(classifier, key, method, params, x, y, batch_size) -> AttackResult:
     """Run one attack; `key` stands for the classifier in a cache."""
     network = channels_as_given(classifier)
-    with evaluating(network), _left_alone(network), _seeded(classifier.device):
+    with _left_alone(network), _seeded(classifier.device):
         if method is carlini_l2:
             rows, labels = (torch.as_tensor(part, device=classifier.device) for part in (x, y))
             batches = zip(rows.split(batch_size), labels.split(batch_size), strict=True)
@@ -180,8 +175,7 @@ def _judged(classifier, found: torch.Tensor, x: np.ndarray, y: np.ndarray) -> At
     """Outcome of an attack by the classifier's own word."""
     network, device = channels_as_given(classifier), classifier.device
     rows, labels = (torch.as_tensor(part, device=device) for part in (x, y))
-    with evaluating(network):
-        result = verified(network, rows, found.to(rows), labels, norm=2.0)
+    result = verified(shared_copy(network), rows, found.to(rows), labels, norm=2.0)
     return AttackResult(result.adversarial.cpu(), result.success.cpu(), result.distortion.cpu())
 
 
@@ -199,14 +193,18 @@ def _seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def _left_alone(network: nn.Module) -> Iterator[None]:
-    """Keep the gradients of a network's parameters, which ART's attacks compute and reset."""
+    """Keep modes and gradients of a network, which ART's attacks switch, compute and reset."""
+    modes = [(part, part.training) for part in network.modules()]
     parameters = [(part, part.requires_grad, part.grad) for part in network.parameters()]
     try:
-        for part, _, _ in parameters:
-            part.requires_grad = False
-            part.grad = None
+        network.eval()
+        for parameter, _, _ in parameters:
+            parameter.requires_grad = False
+            parameter.grad = None
         yield
     finally:
-        for part, requires_grad, gradient in parameters:
-            part.requires_grad = requires_grad
-            part.grad = gradient
+        for part, training in modes:
+            part.training = training
+        for parameter, requires_grad, gradient in parameters:
+            parameter.requires_grad = requires_grad
+            parameter.grad = gradient
