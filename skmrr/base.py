@@ -180,7 +180,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         """
         before = dict(vars(self))
         try:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 return self._fit(X, y, labels)
         except BaseException:
             # Interrupted or refused: what was fitted before stays whole.

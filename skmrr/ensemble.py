@@ -50,13 +50,17 @@ class MRREnsemble(BaseComposition, BaseDetector):
 
     Parameters
     ----------
+    layer : str, optional
+        Checkpoint of the default latent defenders, as `replicate` takes it.
     defenders : list of (str, estimator, float), optional
         Members: name, detector or Pipeline that ends in one, weight w_k ≥ 0. By default those of
-        ``default_defenders(classifier)``. Each is cloned and fitted, unless frozen by
-        ``sklearn.frozen.FrozenEstimator``: then it is used as it is. It takes from the ensemble
-        what it has not been given: ``classifier`` where it needs one, ``clip_values``,
-        ``input_shape``, ``device`` and seed. A Pipeline that begins with a `FeatureExtractor` of
+        ``default_defenders(classifier, latent=estimator, layer=layer)``. Each is cloned and fitted,
+        unless frozen by ``sklearn.frozen.FrozenEstimator``: then it is used as it is. It takes from
+        the ensemble what it has not been given: ``clip_values``, ``input_shape``, ``device`` and
+        seed, a `MarginDetector` the classifier too. A Pipeline that begins with a `FeatureExtractor` of
         `classifier` costs no pass of its own.
+    estimator : LatentDefender, optional
+        Template of the default latent defenders.
     fusion : {"noisy_or", "harmonic", "max"}, default="noisy_or"
         From p-values p_k to one: Fisher's Σ w_k log p_k, the noisy-OR of the risks 1 − p_k; their
         harmonic mean, in which a member that sees nothing takes less from one that does; or the
@@ -105,15 +109,19 @@ class MRREnsemble(BaseComposition, BaseDetector):
     (297, 5)
     """
 
+    layer: str | None = None
     _: KW_ONLY
     defenders: Sequence[Member] | None = None
+    estimator: LatentDefender | None = None
     fusion: str = "noisy_or"
     chain: float | str | None = None
     n_jobs: int | None = None
 
     _parameter_constraints: ClassVar[dict] = {
         **BaseDetector._parameter_constraints,
+        "layer": [str, None],
         "defenders": [list, None],
+        "estimator": [LatentDefender, None],
         "fusion": [StrOptions({"noisy_or", "harmonic", "max"})],
         "chain": [StrOptions({"gradient"}), Interval(Real, 0, None, closed="neither"), None],
         "n_jobs": [Integral, None],
@@ -201,7 +209,8 @@ class MRREnsemble(BaseComposition, BaseDetector):
             If they are no triples, or hold something else than detectors.
         """
         if self.defenders is None:
-            return default_defenders(self.classifier)
+            return default_defenders(self.classifier, latent=self.estimator, layer=self.layer)
+        self._refuse_unused("layer", "estimator", because="defenders=… names the members")
         if not self.defenders:
             raise ValueError("defenders=[] names no member; give one at least, or None.")
         if not _are_members(self.defenders):

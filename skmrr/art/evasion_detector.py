@@ -13,7 +13,8 @@ from sklearn.exceptions import NotFittedError
 
 from skmrr.art._modules import as_module, clip_values
 from skmrr.base import BaseDetector
-from skmrr.defenders import LatentDefender, default_defenders
+from skmrr.defenders import LatentDefender
+from skmrr.defenders.defaults import default_template
 from skmrr.ensemble import MRREnsemble
 from skmrr.nn.replica import replicate
 from skmrr.nn.rows import Rows
@@ -111,11 +112,8 @@ class MRRDetector(EvasionDetector):
             values["module"] = replicate(values["classifier"])
         training = {"max_epochs": nb_epochs, "training_batch_size": batch_size}
         if isinstance(detector, MRREnsemble) and detector.defenders is None:
-            members = default_defenders(values["classifier"])
-            for _, member, _ in members:
-                if isinstance(member, LatentDefender):
-                    member.set_params(**training)
-            values["defenders"] = members
+            template = detector.estimator or default_template(values["classifier"])
+            values["estimator"] = clone(template).set_params(**training)
         values |= {name: value for name, value in training.items() if name in params}
         detector.set_params(**values)
         self.detector_ = detector.fit(self._rows(x), self._class_index(y), **kwargs)

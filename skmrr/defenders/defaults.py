@@ -64,9 +64,7 @@ def default_defenders(
     >>> [(name, weight) for name, _, weight in default_defenders(net, n_latent=2)]
     [('latent_0', 0.5), ('latent_1', 0.5), ('dense', 1.0), ('sparse', 0.25), ('margin', 1.0)]
     """
-    if latent is None:
-        radius = 0.0 if classifier is None else "auto"
-        latent = LatentDefender(exploration_radius=radius, learning_rate=3e-3)
+    latent = latent or default_template(classifier)
     members: list[tuple[str, StatisticDetector, float]] = []
     for k in range(n_latent):
         member = clone(latent)
@@ -81,3 +79,9 @@ def default_defenders(
     if margin and classifier is not None:
         members.append(("margin", MarginDetector(), 1.0))
     return members
+
+
+def default_template(classifier: nn.Module | None) -> LatentDefender:
+    """Make the template of the default latent defenders."""
+    radius = 0.0 if classifier is None else "auto"
+    return LatentDefender(exploration_radius=radius, learning_rate=3e-3)

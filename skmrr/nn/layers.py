@@ -63,7 +63,8 @@ def find_head(model: nn.Module, x: Tensor) -> str:
             )
     with torch.enable_grad():
         x = x.detach().clone()
-        logits = model(x.requires_grad_(x.is_floating_point()))
+        # cloned again, as a network may work in place on its input
+        logits = model(x.requires_grad_(x.is_floating_point()).clone())
     step = logits.grad_fn
     while step is not None and step not in made:
         before = [earlier for earlier, _ in step.next_functions if earlier is not None]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from skmrr.nn.layers import check_has_linear, find_layer
 from skmrr.nn.narrowing import narrow
 from skmrr.nn.placement import module_dtype
-from skmrr.nn.tapped import INPUT, attach, head_input, keep, own_copy, run
+from skmrr.nn.tapped import INPUT, attach, head_input, keep, own_copy, run, unwrapped_name
 
 FEATURES, NATURAL = "features", "natural features"  # what a checkpoint keeps of a pass
 COSINE_SCALE = 16.0  # norm given to a unit feature before a cosine head
@@ -86,11 +86,12 @@ class Replica(LatentMap):
 
     def __init__(self, network: nn.Module, layer: str | None = None, width: float = 1.0):
         super().__init__()
-        if layer is None:
-            check_has_linear(network)
-        else:
-            find_layer(network, layer.removesuffix(INPUT))
         self.network = own_copy(network)
+        if layer is None:
+            check_has_linear(self.network)
+        else:
+            layer = unwrapped_name(layer)
+            find_layer(self.network, layer.removesuffix(INPUT))
         self.layer = layer
         self.width = width
         self.checkpoint = Checkpoint(module_dtype(network, torch.float32))
@@ -189,7 +190,7 @@ class CosineMap(LatentMap):
 
     def features_and_logits(self, x):
         """Encode, normalise, classify."""
-        features = functional.normalize(self.encoder(x).flatten(1))
+        features = functional.normalize(run(self.encoder, x)[0].flatten(1))
         return features, self.head(COSINE_SCALE * features)
 
     def initialise(self, x, classes, n_classes):

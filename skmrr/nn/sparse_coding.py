@@ -205,7 +205,7 @@ class SparseCoder(nn.Module):
         return self._compiled_pursuit()
 
     def _compiled_pursuit(self) -> Pursuit:
-        from skmrr.nn.compiled_pursuit import compiled_pursuit
+        from skmrr._pursuit_numba import compiled_pursuit
 
         order_recursive = self.selection == "ormp"
         min_pivot = MIN_REMAINING if order_recursive else MIN_PIVOT

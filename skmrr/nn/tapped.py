@@ -38,6 +38,11 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return getattr(network, "_orig_mod", network)
 
 
+def unwrapped_name(layer: str) -> str:
+    """Name of a layer in the unwrapped network."""
+    return layer.replace("_orig_mod.", "")
+
+
 def shared_copy(network: nn.Module) -> nn.Module:
     """Copy of a network's modules, in evaluation mode, around the same tensors.
 
@@ -131,7 +136,7 @@ def run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict]:
     outer = getattr(_running, "seen", None)
     _running.seen = seen = {}
     try:
-        answer = network(x)
+        answer = network(x.clone())  # a network that works in place on its input gets its own
     finally:
         _running.seen = outer
     return answer, seen
@@ -165,7 +170,7 @@ class Tapped(nn.Module):
         if device is not None and device != module_device(network):
             network = own_copy(network).to(device)
         self.network = shared_copy(network)
-        self.names = tuple(dict.fromkeys(name.replace("_orig_mod.", "") for name in names))
+        self.names = tuple(dict.fromkeys(map(unwrapped_name, names)))
         for name in self.names:
             Tap(name).attach(self.network)
 

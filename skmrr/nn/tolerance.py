@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from skmrr.nn.placement import as_input
-from skmrr.nn.tapped import shared_copy
+from skmrr.nn.tapped import run, shared_copy
 
 TOLERANCE_HALVINGS = 10  # to within a thousandth of the range of values
 
@@ -49,7 +49,7 @@ def noise_tolerance(
     signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
 
     def decide(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([classifier(part).argmax(1) for part in rows.split(batch_size)])
+        return torch.cat([run(classifier, part)[0].argmax(1) for part in rows.split(batch_size)])
 
     with torch.no_grad():
         clean = decide(x)
