@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,8 +107,6 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
     _calibrated_apart: ClassVar[bool] = False
     """Whether half of the calibration rows calibrate the members, the other half their fusion."""
-    _trains: ClassVar[bool] = True
-    """Whether there is anything to fit before the calibration."""
 
     @abstractmethod
     def _fit_members(
@@ -131,6 +129,11 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         random_state : RandomState
             The only source of randomness.
         """
+
+    @property
+    @abstractmethod
+    def _trains(self) -> bool:
+        """Whether there is anything to fit before the calibration."""
 
     @abstractmethod
     def _fit_calibration(self, values: np.ndarray, columns: np.ndarray) -> tuple[nn.Module, Fusion]:
@@ -210,7 +213,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
     def _fit_evidence(self, rows: Rows, y, train: np.ndarray, random_state) -> None:
         """Fit on checked rows, and leave the calibration to the caller."""
-        vars(self).pop("module_", None)
+        self.__dict__.pop("module_", None)
         self.input_shape_ = rows.shape
         self.n_features_in_ = math.prod(rows.shape)
         self.classes_ = np.unique(y[train])
@@ -398,6 +401,8 @@ class StatisticDetector(BaseDetector):
     Parameters are those of `BaseDetector`. See "Adding a detector" in the documentation.
     """
 
+    _trains = True
+
     @abstractmethod
     def _fit_statistic(
         self,
@@ -407,6 +412,12 @@ class StatisticDetector(BaseDetector):
         random_state: np.random.RandomState,
     ) -> Statistic:
         """Fit a statistic on the rows at `train`; parameters are those of `_fit_members`."""
+
+    @property
+    def statistic_(self) -> Any:
+        """The fitted statistic, a `skmrr.nn.Statistic`."""
+        check_is_fitted(self, "evidence_")
+        return self.evidence_.members.statistics[0]
 
     def _fit_members(self, rows, columns, train, random_state):
         return Members([self._fit_statistic(rows, columns, train, random_state)])

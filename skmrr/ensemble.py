@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class MRREnsemble(BaseComposition, BaseDetector):
         ``default_defenders(classifier, latent=estimator, layer=layer)``. Each is cloned and fitted,
         unless frozen by ``sklearn.frozen.FrozenEstimator``: then it is used as it is. It takes from
         the ensemble what it has not been given: ``clip_values``, ``input_shape``, ``device`` and
-        seed, a `MarginDetector` the classifier too. A Pipeline that begins with a `FeatureExtractor` of
-        `classifier` costs no pass of its own.
+        seed, a `MarginDetector` the classifier too. A Pipeline that begins with a
+        `FeatureExtractor` of `classifier` costs no pass of its own.
     estimator : LatentDefender, optional
         Template of the default latent defenders.
     fusion : {"noisy_or", "harmonic", "max"}, default="noisy_or"
@@ -114,7 +114,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
     defenders: Sequence[Member] | None = None
     estimator: LatentDefender | None = None
     fusion: str = "noisy_or"
-    chain: float | str | None = None
+    chain: float | Literal["gradient"] | None = None
     n_jobs: int | None = None
 
     _parameter_constraints: ClassVar[dict] = {
@@ -297,7 +297,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
                 moved = move_apart(
                     moved,
                     columns,
-                    member.evidence_.members.statistics[0].latent_map,
+                    member.statistic_.latent_map,
                     step=None if self.chain == "gradient" else self.chain,
                     clip_values=self.clip_values,
                     batch_size=self.batch_size,

@@ -19,9 +19,9 @@ class RiskMixin(OutlierMixin):
     def offset_(self) -> float:
         """Threshold on the score: the logarithm of `security_parameter`."""
         sp = self.security_parameter
-        if not isinstance(sp, Real) or not 0 < sp < 1:  # may have been set after fit
+        if not isinstance(sp, Real) or not 0 < float(sp) < 1:  # may have been set after fit
             raise ValueError(f"security_parameter={sp!r} is no rate; set one between 0 and 1.")
-        return math.log(sp)
+        return math.log(float(sp))
 
     def decision_function(self, X, *, labels=None):
         """Score minus threshold, shape (n_samples,): negative where a row is flagged."""

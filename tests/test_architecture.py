@@ -16,15 +16,14 @@ PACKAGE = ROOT / "skmrr"
 
 # From bottom to top. A part imports from the rows below its own, and from within itself.
 LAYERS = [
-    {"_pursuit_numba", "_dataset_files"},
+    {"_pursuit_numba", "_sklearn"},
     {"nn"},
-    {"calibration", "networks", "threshold", "attacks", "_dataset_formats"},
+    {"calibration", "networks", "reading", "threshold", "attacks", "datasets"},
     {"validation"},
-    {"features", "base", "datasets"},
-    {"latent", "dictionary", "noise"},
-    {"members"},
-    {"baselines", "ensemble"},
-    {"evaluation", "persistence", "art"},
+    {"base", "features"},
+    {"joining", "defenders", "baselines"},
+    {"ensemble"},
+    {"evaluation", "art"},
     {"bench"},
     {"cli"},
 ]
@@ -91,6 +90,24 @@ def test_packages_stay_where_they_belong(path):
         assert "art" not in packages
     if part not in {"evaluation", "bench", "examples"}:
         assert "matplotlib" not in packages
+
+
+def test_private_parts_of_scikit_learn_stay_in_one_file():
+    private = re.compile(r"sklearn\.(base\._|.*\._(?!_)|utils\._)")
+    for path in MODULES:
+        if path.name != "_sklearn.py":
+            assert not [name for name in imports_of(path) if private.match(name)], name_of(path)
+
+
+def test_no_two_files_share_a_name():
+    names = [path.name for path in MODULES if path.name not in {"__init__.py", "__main__.py"}]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
+
+
+def test_nothing_but_the_command_imports_bench():
+    for path in MODULES:
+        if part_of(path) not in {"bench", "cli"}:
+            assert not [n for n in imports_of(path) if n.startswith("skmrr.bench")], name_of(path)
 
 
 def test_imports_of_sees_every_form(tmp_path, monkeypatch):

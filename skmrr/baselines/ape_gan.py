@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -113,7 +113,7 @@ class APEGANDetector(StatisticDetector):
     """
 
     _: KW_ONLY
-    eps: float | str = "auto"
+    eps: float | Literal["auto"] = "auto"
     generator: nn.Module | None = None
     adversarial_weight: float = 0.3
     width: int = 32
@@ -146,7 +146,7 @@ class APEGANDetector(StatisticDetector):
             In the shape and range of X.
         """
         check_is_fitted(self, "evidence_")
-        return map_rows(self, self.evidence_.members.statistics[0].purifier, X)
+        return map_rows(self, self.statistic_.purifier, X)
 
     def purified_classifier(self) -> nn.Module:
         """Classifier of purified rows as a torch module, the defence as published.
@@ -165,7 +165,7 @@ class APEGANDetector(StatisticDetector):
         classifier = self.evidence_.classifier
         if classifier is None:
             raise ValueError("There is no classifier to show purified rows: give classifier=….")
-        purifier = self.evidence_.members.statistics[0].purifier
+        purifier = self.statistic_.purifier
         return _default_networks.RebuildingClassifier(purifier, classifier).eval()
 
     def _fit_statistic(self, rows, columns, train, random_state):

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -117,8 +117,8 @@ class EfficientDefensesDetector(StatisticDetector):
 
     _: KW_ONLY
     module: nn.Module | None = None
-    bound: float | str | None = "auto"
-    noise_scale: float | str = "auto"
+    bound: float | Literal["auto"] | None = "auto"
+    noise_scale: float | Literal["auto"] = "auto"
     from_scratch: bool = False
     max_epochs: int = 10
     learning_rate: float = 1e-3
@@ -145,7 +145,7 @@ class EfficientDefensesDetector(StatisticDetector):
             in the order of ``classes_``. It shares the weights of the detector.
         """
         check_is_fitted(self, "evidence_")
-        return self.evidence_.members.statistics[0].network
+        return self.statistic_.network
 
     def _fit_statistic(self, rows, columns, train, random_state):
         template = self.classifier if self.module is None else self.module

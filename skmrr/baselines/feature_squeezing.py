@@ -166,7 +166,7 @@ class FeatureSqueezingDetector(StatisticDetector):
 
     def _smoothing(self, extent: float) -> NonLocalMeans:
         try:
-            search, patch, strength = self.non_local_means
+            search, patch, strength = self.non_local_means or ()
             fits = search % 2 == patch % 2 == 1 and min(search, patch) > 0 and strength > 0
         except (TypeError, ValueError):
             fits = False

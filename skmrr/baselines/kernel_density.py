@@ -3,7 +3,7 @@
 import math
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ class KernelDensityDetector(FeatureDetector):
 
     _: KW_ONLY
     layer: str | None = None
-    bandwidth: float | str = "auto"
+    bandwidth: float | Literal["auto"] = "auto"
     max_rows: int = 1000
 
     _parameter_constraints: ClassVar[dict] = {
@@ -166,7 +166,8 @@ class KernelDensityDetector(FeatureDetector):
         shuffled = random_state.permutation(train)
         kept = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
         banks = [self._read_features(features, rows, k[: self.max_rows])[0] for k in kept]
-        self.bandwidth_ = self.bandwidth
-        if self.bandwidth == "auto":
-            self.bandwidth_ = choose_bandwidth([bank[:MAX_BANDWIDTH_ROWS] for bank in banks])
+        bandwidth = self.bandwidth
+        if bandwidth == "auto":
+            bandwidth = choose_bandwidth([bank[:MAX_BANDWIDTH_ROWS] for bank in banks])
+        self.bandwidth_ = bandwidth
         return KernelDensityStatistic(features, banks, self.bandwidth_).to(self._device())

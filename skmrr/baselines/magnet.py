@@ -4,7 +4,7 @@ import math
 import warnings
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class MagNetDetector(StatisticDetector):
     statistic: str = "combined"
     autoencoder: nn.Module | None = None
     norm: int = 1
-    noise_scale: float | str = "auto"
+    noise_scale: float | Literal["auto"] = "auto"
     validation_fraction: float = 0.1
     max_epochs: int = 30
     learning_rate: float = 0.03
@@ -158,7 +158,7 @@ class MagNetDetector(StatisticDetector):
             In the shape and range of X.
         """
         check_is_fitted(self, "evidence_")
-        return map_rows(self, self.evidence_.members.statistics[0].reformer, X)
+        return map_rows(self, self.statistic_.reformer, X)
 
     def reformed_classifier(self) -> nn.Module:
         """Classifier of reformed rows as a torch module, the second half of the defence.
@@ -177,7 +177,7 @@ class MagNetDetector(StatisticDetector):
         classifier = self.evidence_.classifier
         if classifier is None:
             raise ValueError("There is no classifier to show reformed rows: give classifier=….")
-        reformer = self.evidence_.members.statistics[0].reformer
+        reformer = self.statistic_.reformer
         return _default_networks.RebuildingClassifier(reformer, classifier).eval()
 
     def defended_classifier(

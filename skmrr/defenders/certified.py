@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -71,8 +71,8 @@ class CertifiedDefender(RealignedDefender):
     """
 
     _: KW_ONLY
-    exploration_radius: float | str | None = None
-    certified_radius: float | str = "auto"
+    exploration_radius: float | Literal["auto"] | None = None
+    certified_radius: float | Literal["auto"] = "auto"
 
     _parameter_constraints: ClassVar[dict] = {
         **RealignedDefender._parameter_constraints,

@@ -1,5 +1,7 @@
 """Which members an ensemble takes by default."""
 
+from typing import Literal
+
 from sklearn.base import clone
 from torch import nn
 
@@ -83,5 +85,5 @@ def default_defenders(
 
 def default_template(classifier: nn.Module | None) -> LatentDefender:
     """Make the template of the default latent defenders."""
-    radius = 0.0 if classifier is None else "auto"
+    radius: float | Literal["auto"] = 0.0 if classifier is None else "auto"
     return LatentDefender(exploration_radius=radius, learning_rate=3e-3)

@@ -104,7 +104,7 @@ class InputDictionaryDefender(StatisticDetector):
 
     _: KW_ONLY
     statistic: str = "residual"
-    patch_size: int | str = 7
+    patch_size: int = 7
     stride: int = 2
     n_atoms: int = 225
     n_nonzero_coefs: int = 5
@@ -145,7 +145,7 @@ class InputDictionaryDefender(StatisticDetector):
             Not clipped to `clip_values`.
         """
         check_is_fitted(self, "evidence_")
-        reconstruction = self.evidence_.members.statistics[0].reconstruction
+        reconstruction = self.statistic_.reconstruction
 
         def rebuild(x, decided):
             columns = self.evidence_(x, decided).columns

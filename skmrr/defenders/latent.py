@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ class LatentDefender(RealignedDefender):
     realign: bool = True
     clustering: str = "paper"
     gamma: float = 0.01
-    exploration_radius: float | str = 0.0
+    exploration_radius: float | Literal["auto"] = 0.0
     exploration_steps: int = 2
 
     _parameter_constraints: ClassVar[dict] = {

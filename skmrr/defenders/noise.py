@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ class NoiseDefender(StatisticDetector):
 
     _: KW_ONLY
     noise: str = "dense"
-    patch_size: int | str = "auto"
-    quantile: float | str = "auto"
+    patch_size: int | Literal["auto"] = "auto"
+    quantile: float | Literal["auto"] = "auto"
     n_components: int = 1
 
     _parameter_constraints: ClassVar[dict] = {

@@ -130,7 +130,7 @@ class RealignedDefender(StatisticDetector):
                 f"warm_start goes on from classes {evidence.classes.tolist()}, but the rows are of "
                 f"classes {self.classes_.tolist()}; set warm_start=False."
             )
-        return copy.deepcopy(evidence.members.statistics[0].latent_map)
+        return copy.deepcopy(self.statistic_.latent_map)
 
     def _check_numbering(self, n_classes: int) -> None:
         """Raise a ValueError where the columns of the rows' classes are not a network's logits."""

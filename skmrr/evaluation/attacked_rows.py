@@ -1,5 +1,7 @@
 """Rows to attack, as a detector's networks see them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def classifier_of(detector: BaseDetector) -> Tapped:
     return classifier
 
 
-def clip_values_of(detector: BaseDetector) -> tuple:
+def clip_values_of(detector: BaseDetector) -> Sequence[float]:
     """Range of the rows; a ValueError if none was declared."""
     if detector.clip_values is None:
         raise ValueError("Attacks stay within the range of X: give the detector clip_values=….")

@@ -1,5 +1,7 @@
 """Rows moved to where a defender is unsure, for the next defender to learn from."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ def move_apart(
     latent_map: LatentMap,
     *,
     step: float | None,
-    clip_values: tuple | None,
+    clip_values: Sequence | None,
     batch_size: int,
 ) -> Tensor:
     """Move rows along the gradient of their distance to the nearest class centre.

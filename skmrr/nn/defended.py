@@ -5,6 +5,7 @@ The output is the victim's C logits and one more, "flagged": the risk neuron of 
 """
 
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -72,12 +73,13 @@ class DefendedClassifier(nn.Module):
             raise ValueError(f"kappa={kappa} must be positive.")
         if classifier is None and detector.evidence.classifier is None:
             raise ValueError("There is no classifier to defend: give classifier=….")
-        self.detector = shared_copy(detector)
+        self.detector = cast(DetectorModule, shared_copy(detector))
         for part in self.detector.modules():
             if isinstance(part, SparseCoder):
                 part.straight_through = straight_through
         self.is_own = classifier is None
-        self.classifier = self.detector.evidence.classifier if self.is_own else Tapped(classifier)
+        own = self.detector.evidence.classifier
+        self.classifier: Tapped = cast(Tapped, own) if classifier is None else Tapped(classifier)
         self.security_parameter = security_parameter
         self.kappa = kappa
 

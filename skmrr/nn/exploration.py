@@ -6,7 +6,7 @@ loss on clean rows: no attack on the victim, and no adversarial example, is ever
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ class IntervalExplorer(Explorer):
 
     ramp = 0.63  # bounds are looser than points, and need longer
 
-    def __init__(self, radius: float, clip_values: tuple | None, share: float = 0.5):
+    def __init__(self, radius: float, clip_values: Sequence | None, share: float = 0.5):
         self.radius = radius
         self.clip_values = clip_values
         self.share = share

@@ -7,6 +7,7 @@ no point that an attacker may choose escapes them, so what they rule out needs n
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -124,7 +125,7 @@ class IntervalMap(LatentMap):
         return leads
 
 
-def ball(x: Tensor, radius: float | Tensor, clip_values: tuple | None) -> tuple[Tensor, Tensor]:
+def ball(x: Tensor, radius: float | Tensor, clip_values: Sequence | None) -> tuple[Tensor, Tensor]:
     """Lowest and highest entries of the ℓ∞ ball around each row, within the range of values."""
     low, high = x - radius, x + radius
     if clip_values is None:
@@ -149,7 +150,7 @@ class CertifiedStatistic(Statistic):
         Range of the rows.
     """
 
-    def __init__(self, latent_map: IntervalMap, radius: float, clip_values: tuple | None):
+    def __init__(self, latent_map: IntervalMap, radius: float, clip_values: Sequence | None):
         super().__init__()
         self.latent_map = latent_map
         self.radius = radius

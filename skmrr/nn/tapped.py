@@ -134,7 +134,8 @@ def keep(name: str, value) -> None:
 def run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict]:
     """Run a network; return its answer, and what hooks within it had kept."""
     outer = getattr(_running, "seen", None)
-    _running.seen = seen = {}
+    seen: dict = {}
+    _running.seen = seen
     try:
         answer = network(x.clone())  # a network that works in place on its input gets its own
     finally:

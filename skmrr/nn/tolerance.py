@@ -1,5 +1,7 @@
 """How much noise a classifier bears."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -12,7 +14,7 @@ TOLERANCE_HALVINGS = 10  # to within a thousandth of the range of values
 def noise_tolerance(
     classifier: nn.Module,
     x: torch.Tensor,
-    clip_values: tuple | None = None,
+    clip_values: Sequence | None = None,
     *,
     share: float = 0.05,
     batch_size: int = 128,
