@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -166,7 +166,7 @@ class FeatureSqueezingDetector(StatisticDetector):
 
     def _smoothing(self, extent: float) -> NonLocalMeans:
         try:
-            search, patch, strength = self.non_local_means or ()
+            search, patch, strength = cast(tuple, self.non_local_means)
             fits = search % 2 == patch % 2 == 1 and min(search, patch) > 0 and strength > 0
         except (TypeError, ValueError):
             fits = False
