@@ -131,7 +131,9 @@ class MRREnsemble(BaseComposition, BaseDetector):
     @property
     def _named_members(self) -> list[tuple[str, Any]]:
         """Members without their weights, as scikit-learn's compositions have them."""
-        return [(name, member) for name, member, _ in self.defenders or ()]
+        if not _are_members(self.defenders):
+            return []  # what they are instead is for `fit` to say
+        return [(name, member) for name, member, _ in self.defenders]
 
     @_named_members.setter
     def _named_members(self, named) -> None:
@@ -150,9 +152,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
         -------
         dict
         """
-        return self._get_params(
-            "_named_members" if _are_members(self.defenders) else "defenders", deep=deep
-        )
+        return self._get_params("_named_members", deep=deep)
 
     def set_params(self, **params):
         """Set parameters; a member's name replaces that member.
@@ -348,7 +348,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
 
 def _are_members(defenders) -> bool:
     """Whether members are triples."""
-    return defenders is not None and all(
+    return isinstance(defenders, list) and all(
         isinstance(member, tuple) and len(member) == 3 for member in defenders
     )
 

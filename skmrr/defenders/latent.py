@@ -53,6 +53,7 @@ class LatentDefender(RealignedDefender):
         OAS shrinkage, or the distance to the class mean in one PCA subspace.
     n_components : int or float, default=0.99
         Dimension of the subspace of ``ppca`` and ``distance``, or the share of variance it keeps.
+        Without such a density it has no effect.
     realign : bool, default=True
         Whether to fine-tune the map. Without, the density alone is fitted. A single class leaves
         nothing to realign.
@@ -160,9 +161,7 @@ class LatentDefender(RealignedDefender):
 
     def _check_unused(self, statistic: str) -> None:
         if statistic == "margin":
-            self._refuse_unused("density", "n_components", because="a margin needs no density")
-        if self.density == "gaussian":
-            self._refuse_unused("n_components", because="density='gaussian' has no subspace")
+            self._refuse_unused("density", because="a margin needs no density")
         if not self.realign:
             self._refuse_unused(*TRAINING, because="realign=False trains nothing")
         if self.exploration_radius == 0:
