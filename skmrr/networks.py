@@ -26,14 +26,15 @@ class NetworkEstimator(BaseEstimator):
         return BaseEstimator.__sklearn_clone__(bare).set_params(**networks)
 
     def __getstate__(self):
-        """Pack the networks."""
+        """Pack the networks, all of them together: what they share stays shared."""
         state = super().__getstate__()
-        return {k: _PackedNetwork(v) if _is_network(v) else v for k, v in state.items()}
+        networks = {k: state.pop(k) for k in sorted(state) if _is_network(state[k])}
+        return {**state, _NETWORKS: _Packed(networks)} if networks else state
 
     def __setstate__(self, state):
         """Unpack the networks."""
-        state = {k: v.network if isinstance(v, _PackedNetwork) else v for k, v in state.items()}
-        super().__setstate__(state)
+        packed = state.pop(_NETWORKS, None)
+        super().__setstate__(state if packed is None else {**state, **packed.networks})
 
     def _device(self) -> torch.device:
         """Where to compute: the parameter ``device``, by default where the first network lives."""
@@ -41,20 +42,23 @@ class NetworkEstimator(BaseEstimator):
         return resolve_device(self.device, *networks)
 
 
-class _PackedNetwork:
-    """A network that pickles to bytes made of plain arrays, the same for equal weights."""
+_NETWORKS = "networks"  # where the packed networks stand in a pickled state
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+
+class _Packed:
+    """Networks that pickle to bytes made of plain arrays, the same for equal weights."""
+
+    def __init__(self, networks: dict[str, nn.Module]):
+        self.networks = networks
 
     def __reduce__(self):
         buffer = io.BytesIO()
-        _ArrayPickler(buffer, protocol=4).dump(self.network)
+        _ArrayPickler(buffer, protocol=4).dump(self.networks)
         return _unpack, (buffer.getvalue(),)
 
 
-def _unpack(packed: bytes) -> _PackedNetwork:
-    return _PackedNetwork(pickle.loads(packed))
+def _unpack(packed: bytes) -> _Packed:
+    return _Packed(pickle.loads(packed))
 
 
 class _ArrayPickler(pickle.Pickler):

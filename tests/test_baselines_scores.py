@@ -13,6 +13,8 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from sklearn.pipeline import make_pipeline
+from skmrr.baselines._features import LayerMean
+from skmrr.nn.hooks import evaluating
 from torch import nn
 
 from skmrr import FeatureExtractor
@@ -25,12 +27,10 @@ from skmrr.baselines import (
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
 )
-from skmrr.baselines._features import LayerMean
 from skmrr.baselines._neighbours import Bank
 from skmrr.baselines._squeezers import BitDepth, MedianFilter, NonLocalMeans
 from skmrr.baselines.kernel_density import CANDIDATES
 from skmrr.baselines.lid import LIDStatistic
-from skmrr.nn.hooks import evaluating
 
 params = {"security_parameter": 0.05, "random_state": 0}
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from skmrr import LatentDefender, replicate
 from skmrr.nn.chain import move_apart
-from skmrr.nn.inference import noise_tolerance
 from skmrr.nn.replica import CosineMap, class_means
+from skmrr.nn.tolerance import noise_tolerance
 
 
 @pytest.fixture
@@ -48,9 +48,8 @@ def test_a_step_has_its_size_and_range(planar):
 def test_moving_leaves_rows_and_map_alone(planar):
     latent_map, x, classes = planar
     before = x.clone()
-    move_apart(x, classes, latent_map.train(), **options())
+    move_apart(x, classes, latent_map, **options())
     assert torch.equal(x, before)
-    assert latent_map.training
     assert all(p.grad is None for p in latent_map.parameters())
 
 
@@ -108,7 +107,5 @@ def test_training_under_autocast_learns(digits, make_net):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         defender.fit(X[:1000], y[:1000])
     with torch.no_grad():
-        logits = defender.module_.statistic.latent_map.features_and_logits(
-            torch.as_tensor(X[1000:])
-        )[1]
+        logits = defender.statistic_.latent_map.features_and_logits(torch.as_tensor(X[1000:]))[1]
     assert np.mean(logits.argmax(1).numpy() == y[1000:]) > 0.8

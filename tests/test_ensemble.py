@@ -19,24 +19,33 @@ from skmrr import (
     FeatureExtractor,
     InputDictionaryDefender,
     LatentDefender,
+    MarginDetector,
     MRREnsemble,
     NoiseDefender,
+    default_defenders,
     replicate,
 )
 from skmrr.evaluation import false_alarm_interval, roc_auc_scorer
-from skmrr.nn.fusion import Fusion
-from skmrr.nn.hooks import evaluating
+from skmrr.nn.conditioning import ConditionalSurvival
+from skmrr.nn.fusion import FusionRule
 
 quick = LatentDefender(exploration_radius="auto", max_epochs=2, learning_rate=3e-3)
 coarse = {"security_parameter": 0.05, "clip_values": (0, 1), "random_state": 0}
-pair = {**coarse, "n_defenders": 2, "width": 0.5}
+
+
+def pair(net, latent=quick, **params):
+    """Two narrow latent defenders beside the other default members."""
+    return default_defenders(net, latent=latent, n_latent=2, width=0.5, **params)
+
+
+brief = LatentDefender(max_epochs=1)
 
 
 @pytest.fixture(scope="module")
 def fitted(net, digits):
     """Two narrow latent defenders, two noise defenders and the margin. Treat it as read only."""
     X, y = digits
-    ensemble = MRREnsemble(net, estimator=quick, **pair, calibration_fraction=0)
+    ensemble = MRREnsemble(net, defenders=pair(net), **coarse, calibration_fraction=0)
     return ensemble.fit(X[:1000], y[:1000]).calibrate(X[1000:1400])
 
 
@@ -59,27 +68,27 @@ def calls_of(network):
 
 def test_noisy_or_is_fishers_statistic(rng):
     p = rng.random((20, 5))
-    fused = Fusion("noisy_or", torch.ones(5))(torch.as_tensor(np.log(p)))
+    fused = FusionRule("noisy_or", torch.ones(5))(torch.as_tensor(np.log(p)))
     expected = [combine_pvalues(row, method="fisher").statistic / 2 for row in p]
     np.testing.assert_allclose(fused, expected)
 
 
 def test_harmonic_is_the_harmonic_mean(rng):
     p = rng.random((20, 5))
-    fused = Fusion("harmonic", torch.full((5,), 0.2))(torch.as_tensor(np.log(p)))
+    fused = FusionRule("harmonic", torch.full((5,), 0.2))(torch.as_tensor(np.log(p)))
     np.testing.assert_allclose((-fused).exp(), hmean(p, axis=1))
 
 
 def test_max_is_the_smallest_p_value(rng):
     p = rng.random((20, 5))
-    fused = Fusion("max", torch.ones(5))(torch.as_tensor(np.log(p)))
+    fused = FusionRule("max", torch.ones(5))(torch.as_tensor(np.log(p)))
     np.testing.assert_allclose((-fused).exp(), p.min(1))
 
 
 @pytest.mark.parametrize("rule", ["noisy_or", "harmonic", "max"])
 def test_fusion_is_monotone_in_each_member(rule, rng):
     log_p = torch.as_tensor(np.log(rng.random((50, 4))))
-    fusion = Fusion(rule, torch.tensor([1.0, 0.5, 2.0, 1.0]))
+    fusion = FusionRule(rule, torch.tensor([1.0, 0.5, 2.0, 1.0]))
     for k in range(4):
         odder = log_p.clone()
         odder[:, k] -= 0.5
@@ -89,8 +98,8 @@ def test_fusion_is_monotone_in_each_member(rule, rng):
 @pytest.mark.parametrize("rule", ["noisy_or", "harmonic", "max"])
 def test_weight_zero_silences_a_member(rule, rng):
     log_p = torch.as_tensor(np.log(rng.random((50, 3))))
-    silenced = Fusion(rule, torch.tensor([1.0, 0.0, 1.0]))(log_p)
-    torch.testing.assert_close(silenced, Fusion(rule, torch.ones(2))(log_p[:, [0, 2]]))
+    silenced = FusionRule(rule, torch.tensor([1.0, 0.0, 1.0]))(log_p)
+    torch.testing.assert_close(silenced, FusionRule(rule, torch.ones(2))(log_p[:, [0, 2]]))
 
 
 # The promise
@@ -101,7 +110,7 @@ def test_weight_zero_silences_a_member(rule, rng):
 def test_false_alarms_keep_the_promise_for_any_number_of_members(n, fusion, blobs):
     X, y = blobs
     members = [
-        (f"seed_{k}", LatentDefender(realign=False, n_components=1 + k % 7, statistic="likelihood"))
+        (f"a_{k}", LatentDefender(realign=False, n_components=1 + k % 7, statistic="likelihood"), 1)
         for k in range(n)
     ]
     ensemble = MRREnsemble(
@@ -115,8 +124,8 @@ def test_false_alarms_keep_the_promise_for_any_number_of_members(n, fusion, blob
 
 
 def test_fusion_is_calibrated_on_rows_that_calibrated_no_member(net, digits, fitted):
-    assert int(fitted.module_.member_calibration.n_rows.sum()) == 200
-    assert int(fitted.module_.calibration.n_rows.sum()) == 200
+    assert int(fitted.module_.survival.survival.n_rows.sum()) == 200
+    assert int(fitted.module_.fusion.survival.n_rows.sum()) == 200
 
 
 def test_risk_is_that_of_a_conformal_rank(fitted, digits):
@@ -144,10 +153,10 @@ def test_every_row_counts_once_among_those_a_class_gets(fitted, digits, net):
 
 
 def test_default_members(fitted):
-    assert fitted.member_names_ == ["classifier", "latent_0", "latent_1", "dense", "sparse"]
-    assert list(fitted.named_defenders_) == fitted.member_names_[1:]
+    assert fitted.member_names_ == ["latent_0", "latent_1", "dense", "sparse", "margin"]
+    assert list(fitted.named_defenders_) == fitted.member_names_
     first = fitted.named_defenders_.latent_0
-    assert first.module.network[0].out_channels == 4  # half of the classifier's
+    assert first.statistic_.latent_map.network[0].out_channels == 4  # half of the classifier's
     assert 0.05 < first.exploration_radius_ < 0.5
 
 
@@ -173,7 +182,7 @@ def test_fused_score_follows_from_member_risks(fitted, digits):
     X = digits[0][1400:]
     risks = fitted.member_risks(X).to_numpy()
     exact = risks.max(1) < 1 - 1e-9  # nearer to 1 a risk is rounded
-    assert fitted.weights_.tolist() == [1, 0.5, 0.5, 1, 0.25]  # the latent ones have one say
+    assert fitted.weights_.tolist() == [0.5, 0.5, 1, 0.25, 1]  # the latent ones share one
     fisher = -np.log1p(-risks[exact]) @ fitted.weights_
     ordered = fitted.risk(X)[exact][np.argsort(fisher)]
     assert exact.mean() > 0.9
@@ -190,8 +199,7 @@ def test_a_member_scores_by_itself_too(fitted, digits, net):
 def test_classifier_is_asked_once_per_batch(fitted, digits, net):
     X = digits[0][1400:]
     ensemble = pickle.loads(pickle.dumps(fitted))
-    asked = ensemble.module_.statistic.classifier
-    calls, _ = calls_of(asked)
+    calls, _ = calls_of(ensemble.evidence_.classifier.network)
     ensemble.set_params(batch_size=100).score_samples(X)
     assert len(calls) == 4
 
@@ -202,21 +210,19 @@ def test_tapped_layers_share_the_classifiers_pass(net, digits):
     early = make_pipeline(
         FeatureExtractor(net, ["1"], pooling="mean"), StandardScaler(), LatentDefender(max_epochs=2)
     )
-    ensemble = MRREnsemble(net, defenders=[("late", tap), ("early", early)], **coarse)
+    ensemble = MRREnsemble(net, defenders=[("late", tap, 1), ("early", early, 1)], **coarse)
     ensemble.fit(X[:1200], y[:1200])
-    calls, handle = calls_of(net)
+    assert ensemble.evidence_.classifier.names == ("1", "4")
+    calls, _ = calls_of(ensemble.evidence_.classifier.network)
     scores = ensemble.score_samples(X[1200:1300])
-    handle.remove()
     assert len(calls) == 1
     # the same as the pipelines alone, which run the classifier themselves
-    labels = net(torch.as_tensor(X[1200:1300])).argmax(1).numpy()
-    values = ensemble.module_.member_statistics(torch.as_tensor(X[1200:1300]))[0].detach().numpy()
+    labels = net(torch.as_tensor(X[1200:1300])).argmax(1)
+    values = ensemble.evidence_(torch.as_tensor(X[1200:1300])).values.detach().numpy()
     for k, pipeline in enumerate(ensemble.named_defenders_.values()):
-        features = pipeline[:-1].transform(X[1200:1300])
-        detector = pipeline[-1].module_
-        x = torch.as_tensor(features).to(torch.float64)
-        alone = detector.statistic_at(x, torch.as_tensor(labels))[0].detach().numpy()
-        np.testing.assert_allclose(values[:, 1 + k], alone, rtol=1e-4, atol=1e-4)
+        features = torch.as_tensor(pipeline[:-1].transform(X[1200:1300]))
+        alone = pipeline[-1].evidence_(features, labels).values[:, 0].detach().numpy()
+        np.testing.assert_allclose(values[:, k], alone, rtol=1e-4, atol=1e-4)
     assert len(scores) == 100
 
 
@@ -226,14 +232,14 @@ def test_pipelines_never_see_adversarial_rows(blobs):
     y[::2] = -1
     X[::2] = 1e6
     member = make_pipeline(StandardScaler(), LatentDefender(max_epochs=1))
-    ensemble = MRREnsemble(defenders=[("scaled", member)], security_parameter=0.1).fit(X, y)
+    ensemble = MRREnsemble(defenders=[("scaled", member, 1)], security_parameter=0.1).fit(X, y)
     assert np.abs(ensemble.named_defenders_.scaled[0].mean_).max() < 3
 
 
 def test_array_steps_cannot_be_differentiated_in_silence(blobs):
     X, y = blobs
     member = make_pipeline(StandardScaler(), LatentDefender(max_epochs=1))
-    ensemble = MRREnsemble(defenders=[("scaled", member)], security_parameter=0.1)
+    ensemble = MRREnsemble(defenders=[("scaled", member, 1)], security_parameter=0.1)
     module = ensemble.fit(X[:600], y[:600]).module_
     x = torch.as_tensor(X[:5]).requires_grad_(True)
     with pytest.raises(RuntimeError, match="no torch code"):
@@ -243,19 +249,21 @@ def test_array_steps_cannot_be_differentiated_in_silence(blobs):
 def test_members_of_many_kinds(net, digits):
     X, y = digits
     members = [
-        ("latent", LatentDefender(replicate(net), max_epochs=1)),
-        ("other_layer", LatentDefender(replicate(net, "3"), max_epochs=1, statistic="contrast")),
-        ("noise", NoiseDefender(patch_size=3)),
-        ("residual", InputDictionaryDefender(patch_size=4, n_atoms=16, max_iter=2)),
+        ("latent", LatentDefender(replicate(net), max_epochs=1), 1),
+        ("other_layer", LatentDefender(replicate(net, "3"), max_epochs=1, statistic="contrast"), 1),
+        ("noise", NoiseDefender(patch_size=3), 1),
+        ("residual", InputDictionaryDefender(patch_size=4, n_atoms=16, max_iter=2), 1),
         (
             "relabel",
             InputDictionaryDefender(
                 net, statistic="relabel", patch_size=4, n_atoms=16, max_iter=2, n_nonzero_coefs=2
             ),
+            1,
         ),
+        ("margin", MarginDetector(), 1),
     ]
     ensemble = MRREnsemble(net, defenders=members, **coarse).fit(X[:1200], y[:1200])
-    assert ensemble.member_names_ == ["classifier", *(name for name, _ in members)]
+    assert ensemble.member_names_ == [name for name, *_ in members]
     assert np.mean(ensemble.predict(X[1200:]) == -1) < 0.12
     x = torch.as_tensor(X[:20]).requires_grad_(True)
     (gradient,) = torch.autograd.grad(ensemble.module_(x).sum(), x)
@@ -265,32 +273,32 @@ def test_members_of_many_kinds(net, digits):
 
 def test_chain_trains_on_moved_rows(net, digits):
     X, y = digits
-    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
+    params = {**coarse, "defenders": pair(net, brief)}
     apart = MRREnsemble(net, **params).fit(X[:1000], y[:1000])
-    chained = MRREnsemble(net, chain=True, chain_step=0.1, **params).fit(X[:1000], y[:1000])
+    chained = MRREnsemble(net, chain=0.1, **params).fit(X[:1000], y[:1000])
     x = torch.as_tensor(X[1000:1100])
-    a, b = (e.module_.member_statistics(x)[0].detach().numpy() for e in (apart, chained))
-    np.testing.assert_allclose(a[:, 1], b[:, 1])  # the first sees the same rows
-    assert np.abs(a[:, 2] - b[:, 2]).max() > 1e-3
+    a, b = (e.evidence_(x).values.detach().numpy() for e in (apart, chained))
+    np.testing.assert_allclose(a[:, 0], b[:, 0])  # the first sees the same rows
+    assert np.abs(a[:, 1] - b[:, 1]).max() > 1e-3
 
 
 def test_without_margin_members_are_judged_unconditionally(net, digits):
     X, y = digits
-    ensemble = MRREnsemble(net, estimator=quick, margin=False, **pair).fit(X[:1200], y[:1200])
+    members = pair(net, margin=False)
+    ensemble = MRREnsemble(net, defenders=members, **coarse).fit(X[:1200], y[:1200])
     assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
-    assert ensemble.module_.member_calibration.scale is None
+    assert not isinstance(ensemble.module_.survival, ConditionalSurvival)
     # given its decisions, the classifier need not run
-    labels = ensemble.classify(X[:10])
-    calls, handle = calls_of(net)
+    calls, _ = calls_of(ensemble.evidence_.classifier.network)
     ensemble.score_samples(X[:10], labels=y[:10])
-    handle.remove()
     assert not calls
-    assert len(labels) == 10
+    ensemble.classify(X[:10])
+    assert len(calls) == 1
 
 
 def test_needs_no_classifier(blobs):
     X, y = blobs
-    ensemble = MRREnsemble(estimator=LatentDefender(max_epochs=1), n_defenders=2, random_state=0)
+    ensemble = MRREnsemble(defenders=default_defenders(latent=brief, n_latent=2), random_state=0)
     ensemble.fit(X[:4000], y[:4000])
     assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
     given = ensemble.score_samples(X[4000:4100], labels=y[4000:4100])
@@ -300,32 +308,6 @@ def test_needs_no_classifier(blobs):
 
 
 # One computation
-
-
-def test_scores_depend_on_neither_batch_nor_order(fitted, digits, rng):
-    X = digits[0][1400:]
-    scores = fitted.score_samples(X)
-    order = rng.permutation(len(X))
-    np.testing.assert_allclose(fitted.score_samples(X[order]), scores[order], rtol=2e-4, atol=1e-6)
-    small = pickle.loads(pickle.dumps(fitted)).set_params(batch_size=7)
-    np.testing.assert_allclose(small.score_samples(X), scores, rtol=2e-4, atol=1e-6)
-
-
-def test_module_and_estimator_agree(fitted, digits, net):
-    X = digits[0][1400:1500]
-    x = torch.as_tensor(X)
-    with torch.no_grad(), evaluating(fitted.module_):
-        asked = fitted.module_(x)
-        told = fitted.module_(x, net(x).argmax(1))
-    np.testing.assert_allclose(asked, fitted.score_samples(X), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(told, asked, rtol=1e-5, atol=1e-7)
-
-
-def test_gradients_reach_the_input(fitted, digits):
-    x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(fitted.module_(x).sum(), x)
-    assert gradient.isfinite().all()
-    assert (gradient.abs().amax((1, 2, 3)) > 0).float().mean() > 0.9
 
 
 def test_security_parameter_is_free_to_change(fitted, digits):
@@ -352,7 +334,7 @@ def test_kinds_of_input_agree(fitted, digits, tmp_path):
 
 def test_fits_flat_rows_and_datasets(net, digits):
     X, y = digits[0][:1000], digits[1][:1000]
-    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
+    params = {**coarse, "defenders": pair(net, brief)}
     images = MRREnsemble(net, **params).fit(X, y).score_samples(X)
     flat = MRREnsemble(net, input_shape=(1, 8, 8), **params).fit(X.reshape(1000, 64), y)
     np.testing.assert_allclose(flat.score_samples(X.reshape(1000, 64)), images, rtol=1e-5)
@@ -362,7 +344,7 @@ def test_fits_flat_rows_and_datasets(net, digits):
 
 def test_parallel_fit_is_the_same(net, digits):
     X, y = digits
-    params = {**pair, "estimator": LatentDefender(max_epochs=1)}
+    params = {**coarse, "defenders": pair(net, brief)}
     one, two = (
         MRREnsemble(net, n_jobs=n_jobs, **params).fit(X[:600], y[:600]).score_samples(X[600:700])
         for n_jobs in (1, 2)
@@ -370,32 +352,12 @@ def test_parallel_fit_is_the_same(net, digits):
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_leaves_the_classifier_as_it_was(net, digits, make_net):
-    X, y = digits
-    victim = make_net(3).train()
-    before = {name: value.clone() for name, value in victim.state_dict().items()}
-    MRREnsemble(victim, estimator=quick, **coarse).fit(X[:600], y[:600]).predict(X[:5])
-    assert victim.training
-    assert not victim._forward_hooks
-    for name, value in victim.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def test_an_error_leaves_no_hook(net, digits):
-    X, y = digits
-    tap = make_pipeline(FeatureExtractor(net, "4"), LatentDefender(max_epochs=1))
-    ensemble = MRREnsemble(net, defenders=[("tap", tap)], **coarse).fit(X[:600], y[:600])
-    with pytest.raises(RuntimeError):
-        ensemble.module_(torch.zeros(2, 3, 8, 8))
-    assert not any(part._forward_hooks for part in net.modules())
-
-
 def test_a_failed_fit_leaves_the_old_one_whole(fitted, digits):
     X, y = digits
     ensemble = pickle.loads(pickle.dumps(fitted))
     scores = ensemble.score_samples(X[1400:])
-    with pytest.raises(ValueError, match="weights"):
-        ensemble.set_params(weights=[1.0]).fit(X[:600], y[:600])
+    with pytest.raises(ValueError, match="names no member"):
+        ensemble.set_params(defenders=[]).fit(X[:600], y[:600])
     np.testing.assert_array_equal(ensemble.score_samples(X[1400:]), scores)
 
 
@@ -403,7 +365,10 @@ def test_a_failed_fit_leaves_the_old_one_whole(fitted, digits):
 
 
 def frozen(ensemble):
-    return [(name, FrozenEstimator(m)) for name, m in ensemble.named_defenders_.items()]
+    named = ensemble.named_defenders_.items()
+    return [
+        (name, FrozenEstimator(m), w) for (name, m), w in zip(named, ensemble.weights_, strict=True)
+    ]
 
 
 def test_frozen_members_are_not_fitted_again(fitted, net, digits):
@@ -412,7 +377,7 @@ def test_frozen_members_are_not_fitted_again(fitted, net, digits):
     again = MRREnsemble(net, defenders=frozen(fitted), **coarse).fit(X[1000:1400], y[1000:1400])
     assert again.named_defenders_.latent_0 is fitted.named_defenders_.latent_0
     assert fitted.named_defenders_.latent_0.module_ is before
-    assert int(again.module_.calibration.n_rows.sum()) == 200  # all rows calibrate
+    assert int(again.module_.fusion.survival.n_rows.sum()) == 200  # all rows calibrate
     assert np.corrcoef(again.risk(X[1400:]), fitted.risk(X[1400:]))[0, 1] > 0.9
 
 
@@ -422,10 +387,10 @@ def test_search_over_fusion_members_and_threshold(fitted, net, digits):
     X = np.concatenate([X, noisy.clip(0, 1)])
     y = np.concatenate([y, np.full(300, -1)])
     search = GridSearchCV(
-        MRREnsemble(net, defenders=frozen(fitted), **coarse),
+        MRREnsemble(net, **coarse),
         {
             "fusion": ["noisy_or", "max"],
-            "n_defenders": [1, 2, 3],
+            "defenders": [frozen(fitted)[:n] for n in (1, 2, 5)],
             "security_parameter": [0.05, 0.1],
         },
         scoring=roc_auc_scorer,
@@ -438,10 +403,11 @@ def test_search_over_fusion_members_and_threshold(fitted, net, digits):
 
 
 def test_named_members_are_parameters(net):
-    ensemble = MRREnsemble(net, defenders=[("a", LatentDefender()), ("b", NoiseDefender())])
+    ensemble = MRREnsemble(net, defenders=[("a", LatentDefender(), 1), ("b", NoiseDefender(), 2)])
     ensemble.set_params(a__max_epochs=7, b=NoiseDefender(quantile=0.5))
     assert ensemble.get_params()["a__max_epochs"] == 7
     assert clone(ensemble).defenders[1][1].quantile == 0.5
+    assert [weight for *_, weight in clone(ensemble).defenders] == [1, 2]
     assert clone(ensemble).classifier is net
 
 
@@ -483,22 +449,28 @@ def test_few_calibration_rows_promise_more_than_they_catch(net, digits):
     ("params", "error", "message"),
     [
         ({"defenders": []}, ValueError, "names no member"),
-        ({"defenders": [LatentDefender()]}, TypeError, "must hold pairs"),
-        ({"defenders": [("a", StandardScaler())]}, TypeError, "detector of skmrr"),
-        ({"defenders": [("a", LatentDefender())] * 2}, ValueError, "not unique"),
-        ({"defenders": [("a", FrozenEstimator(LatentDefender()))]}, NotFittedError, "not fitted"),
-        ({"weights": [1.0, 1.0]}, ValueError, "5 numbers"),
-        ({"weights": [1.0, -1.0, 1.0, 1.0, 1.0]}, ValueError, "none negative"),
-        ({"weights": [0.0] * 5}, ValueError, "not all"),
+        ({"defenders": [LatentDefender()]}, TypeError, "must hold triples"),
+        ({"defenders": [("a", LatentDefender())]}, TypeError, "must hold triples"),
+        ({"defenders": [("a", StandardScaler(), 1)]}, TypeError, "detector of skmrr"),
+        ({"defenders": [("a", LatentDefender(), 1)] * 2}, ValueError, "not unique"),
+        (
+            {"defenders": [("a", FrozenEstimator(LatentDefender()), 1)]},
+            NotFittedError,
+            "not fitted",
+        ),
+        ({"defenders": [("a", LatentDefender(), -1.0)]}, ValueError, "none negative"),
+        ({"defenders": [("a", LatentDefender(), 0)]}, ValueError, "not all"),
+        ({"defenders": [("a", NoiseDefender(), 1)], "layer": "4"}, ValueError, "has no effect"),
         ({"fusion": "mean"}, ValueError, "fusion"),
-        ({"width": 0.0}, ValueError, "width"),
+        ({"chain": "signs"}, ValueError, "chain"),
         ({"layer": "nine"}, ValueError, "its layers are"),
         ({"security_parameter": 0.001}, ValueError, "Too few calibration rows"),
     ],
 )
 def test_bad_parameters_name_the_cure(params, error, message, net, digits):
     X, y = digits
-    ensemble = MRREnsemble(net, **{**pair, "estimator": LatentDefender(max_epochs=1), **params})
+    template = {} if "defenders" in params else {"estimator": brief}
+    ensemble = MRREnsemble(net, **{**coarse, **template, **params})
     with pytest.raises(error, match=message):
         ensemble.fit(X[:600], y[:600])
 
@@ -509,14 +481,35 @@ def test_members_must_know_the_same_classes(net, digits):
         X[:300][y[:300] < 5].reshape(-1, 64), y[:300][y[:300] < 5]
     )
     with pytest.raises(ValueError, match="fitted on classes"):
-        MRREnsemble(net, defenders=[("five", FrozenEstimator(member))], **coarse).fit(
+        MRREnsemble(net, defenders=[("five", FrozenEstimator(member), 1)], **coarse).fit(
             X[:600], y[:600]
         )
 
 
-def test_unknown_decisions_are_refused(fitted, digits):
-    with pytest.raises(ValueError, match="as fitted, has classes"):
-        fitted.score_samples(digits[0][:2], labels=[3, 12])
+def test_calibration_on_unknown_classes_is_refused(fitted, digits):
+    ensemble = copy.copy(fitted)
+    labels = digits[1][1000:1400].copy()
+    labels[7] = 12
+    with pytest.raises(ValueError, match="the first is row 7"):
+        ensemble.calibrate(digits[0][1000:1400], labels=labels)
+
+
+def test_members_of_the_default_can_be_chosen(net):
+    names = [name for name, *_ in default_defenders(net, noise=False, dictionary=True)]
+    assert names == ["latent_0", "dictionary", "margin"]
+    latent = default_defenders(net)[0][1]
+    assert latent.exploration_radius == "auto"
+    assert default_defenders()[0][1].exploration_radius == 0
+    assert default_defenders()[0][1].module is None
+
+
+def test_a_narrow_member_is_reproducible(net, digits):
+    X, y = digits
+    one, two = (
+        MRREnsemble(net, defenders=pair(net, brief), **coarse).fit(X[:600], y[:600]).risk(X[600:])
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one, two)
 
 
 def test_scoring_before_calibration_is_refused(net, digits):
@@ -544,4 +537,4 @@ def test_width_must_fit_the_network(digits):
             return self.out(self.hidden(x.flatten(1)).view(-1, 16))
 
     with pytest.raises(ValueError, match="set width=1"):
-        MRREnsemble(Fixed(), estimator=LatentDefender(max_epochs=1), **pair).fit(X[:600], y[:600])
+        MRREnsemble(Fixed(), defenders=pair(Fixed(), brief), **coarse).fit(X[:600], y[:600])

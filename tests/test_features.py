@@ -11,10 +11,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skmrr.nn.hooks import captured
 from torch import nn
 
 from skmrr import FeatureExtractor
-from skmrr.nn.hooks import captured
 
 
 def n_hooks(model):

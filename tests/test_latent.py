@@ -8,11 +8,11 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
+from skmrr.nn.hooks import find_layer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skmrr import FeatureExtractor, LatentDefender, replicate
-from skmrr.nn.hooks import find_layer
 
 
 def n_hooks(model):

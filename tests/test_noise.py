@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from skmrr.nn.noise import NoiseStatistic, quiet_directions
 
 from skmrr import NoiseDefender
-from skmrr.nn.noise import NoiseStatistic, quiet_directions
 
 params = {"clip_values": (0, 1), "security_parameter": 0.05, "random_state": 0}
 

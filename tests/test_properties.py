@@ -123,7 +123,7 @@ def test_gradients_reach_the_rows(fitted, rows):
     labels = torch.zeros(20, dtype=torch.int64)  # mostly wrong, so that scores are in the tail
     (gradient,) = torch.autograd.grad(detector.module_(x, labels).sum(), x)
     assert gradient.isfinite().all()
-    if case.has_gradient and "margin" != case.name:
+    if case.has_gradient and case.name != "margin":
         assert (gradient.flatten(1).abs().amax(1) > 0).double().mean() > 0.5
 
 

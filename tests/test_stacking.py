@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from skmrr.nn.detector import DetectorModule, LatentStatistic
 from torch import nn
 
-from skmrr.nn.detector import DetectorModule, LatentStatistic
 from skmrr.nn.members import Member
 from skmrr.nn.narrowing import narrow
 from skmrr.nn.replica import Replica
