@@ -27,14 +27,15 @@ class NetworkEstimator(BaseEstimator):
 
     def __getstate__(self):
         """Pack the networks, all of them together: what they share stays shared."""
-        state = super().__getstate__()
+        state = dict(super().__getstate__())
         networks = {k: state.pop(k) for k in sorted(state) if _is_network(state[k])}
         return {**state, _NETWORKS: _Packed(networks)} if networks else state
 
     def __setstate__(self, state):
         """Unpack the networks."""
-        packed = state.pop(_NETWORKS, None)
-        super().__setstate__(state if packed is None else {**state, **packed.networks})
+        networks = state[_NETWORKS].networks if _NETWORKS in state else {}
+        own = {k: v for k, v in state.items() if k != _NETWORKS}
+        super().__setstate__({**own, **networks})
 
     def _device(self) -> torch.device:
         """Where to compute: the parameter ``device``, by default where the first network lives."""

@@ -8,8 +8,18 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from skmrr import InputDictionaryDefender, LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr import (
+    InputDictionaryDefender,
+    LatentDefender,
+    MarginDetector,
+    MRREnsemble,
+    NoiseDefender,
+    replicate,
+)
 from skmrr.nn import DefendedClassifier, DetectorModule
+from skmrr.nn.detector_module import Judged
+from skmrr.nn.fusion import Alone
+from skmrr.nn.sparse_coding import SparseCoder
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,11 @@ def dictionary(net, digits):
 @pytest.fixture(scope="module")
 def ensemble(net, digits, defender):
     X, y = digits
-    members = [("latent", FrozenEstimator(defender)), ("noise", NoiseDefender(net))]
+    members = [
+        ("latent", FrozenEstimator(defender), 1),
+        ("noise", NoiseDefender(net), 1),
+        ("margin", MarginDetector(), 1),
+    ]
     return MRREnsemble(net, defenders=members, clip_values=(0, 1), random_state=0).fit(X, y)
 
 
@@ -59,16 +73,18 @@ def test_flags_exactly_what_the_estimator_flags(name, kappa, noisy, net, request
     assert torch.equal(answers[~flagged], net(noisy).argmax(1)[~flagged])
 
 
-def test_sign_survives_rounding(net, noisy):
+def test_sign_survives_rounding(net, noisy, defender):
     """An alarm far below the rounding of the logits still decides."""
 
     class Whisper(DetectorModule):
-        def judge(self, x, classifier, labels=None):
+        def judge(self, x, labels=None, passed=None):
             sign = torch.where(torch.arange(len(x)) % 2 == 0, 1.0, -1.0).double()
-            return 1e6 * classifier(x), math.log(0.5) + 1e-12 * sign
+            return Judged(math.log(0.5) + 1e-12 * sign, labels, sign[:, None])
 
-    whisper = Whisper(nn.Identity(), torch.arange(10), calibration=nn.Identity())
-    network = DefendedClassifier(net, whisper, 0.5)
+    loud = nn.Sequential(net, nn.Linear(10, 10, bias=False))
+    nn.init.eye_(loud[1].weight).data.mul_(1e6)
+    whisper = Whisper(defender.evidence_, nn.Identity(), Alone())
+    network = DefendedClassifier(whisper, 0.5, classifier=loud)
     flagged = network(noisy).argmax(1) == 10
     assert torch.equal(flagged, torch.arange(len(noisy)) % 2 == 1)
 
@@ -124,31 +140,25 @@ def test_gradient_of_flagged_is_finite_not_zero_and_a_difference_quotient(name, 
 def test_straight_through_passes_sparse_coding_as_the_identity(dictionary, noisy):
     """Backward sees the classifier at the reconstruction, as if nothing had been coded."""
     x = noisy[:5].clone().requires_grad_(True)
-    reconstruction = dictionary.module_.statistic.reconstruction
+    reconstruction = dictionary.statistic_.reconstruction
     columns = torch.zeros(5, dtype=torch.int64)
     exact = torch.autograd.grad(reconstruction(x, columns).square().sum(), x)[0]
     network = dictionary.defended_classifier(straight_through=True)
-    coders = [m for m in network.modules() if hasattr(m, "straight_through") and m is not network]
-    for coder in coders:
-        coder.straight_through = True
-    values = reconstruction(x, columns)
+    through = network.detector.evidence.members.statistics[0].reconstruction
+    values = through(x, columns)
     passed = torch.autograd.grad(values.square().sum(), x)[0]
-    for coder in coders:
-        coder.straight_through = False
     torch.testing.assert_close(values, reconstruction(x, columns))
     torch.testing.assert_close(passed, 2 * values.detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(passed, exact)
-    network(x)
+    coders = [part for part in dictionary.module_.modules() if isinstance(part, SparseCoder)]
     assert not any(coder.straight_through for coder in coders)
 
 
 def test_ensemble_asks_the_classifier_once(ensemble, net, noisy):
     calls = []
-    handle = net.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        logits, _ = ensemble.defended_classifier().judge(noisy[:5])
-    finally:
-        handle.remove()
+    network = ensemble.defended_classifier()
+    network.classifier.network.register_forward_hook(lambda *_: calls.append(1))
+    logits, _ = network.judge(noisy[:5])
     assert len(calls) == 1
     torch.testing.assert_close(logits, net(noisy[:5]))
 

@@ -8,10 +8,11 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from skmrr import LatentDefender, replicate
+from skmrr import CertifiedDefender, LatentDefender, replicate
 from skmrr.attacks import adaptive_suite
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive
 from skmrr.nn.intervals import CertifiedStatistic, IntervalMap, ball
+from skmrr.nn.tapped import NOTHING
 
 
 class Branching(nn.Module):
@@ -80,7 +81,9 @@ def test_a_ball_of_no_size_is_the_point(interval_map, images):
 
 
 def test_larger_balls_have_wider_bounds(interval_map, images):
-    statistics = [CertifiedStatistic(interval_map, r, (0, 1))(images) for r in (0.0, 0.05, 0.2)]
+    statistics = [
+        CertifiedStatistic(interval_map, r, (0, 1))(images, NOTHING) for r in (0.0, 0.05, 0.2)
+    ]
     assert (statistics[0] <= statistics[1] + 1e-6).all()
     assert (statistics[1] <= statistics[2] + 1e-6).all()
 
@@ -88,8 +91,8 @@ def test_larger_balls_have_wider_bounds(interval_map, images):
 def test_one_column_is_that_of_all(interval_map, images):
     statistic = CertifiedStatistic(interval_map, 0.05, (0, 1))
     columns = torch.tensor([2, 0, 1, 1, 0, 2])
-    own = statistic(images).gather(1, columns[:, None])[:, 0]
-    torch.testing.assert_close(statistic.at(images, columns), own)
+    own = statistic(images, NOTHING).gather(1, columns[:, None])[:, 0]
+    torch.testing.assert_close(statistic.at(images, columns, NOTHING), own)
 
 
 def test_bounds_of_one_layer_are_exact():
@@ -112,7 +115,6 @@ def test_unknown_layers_are_named():
 def template(**params):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     settings = {
-        "statistic": "certified",
         "exploration_radius": 0.15,
         "certified_radius": 0.05,
         "clip_values": (0, 1),
@@ -120,7 +122,7 @@ def template(**params):
         "learning_rate": 5e-3,
         "random_state": 0,
     }
-    return LatentDefender(network, **{**settings, **params})
+    return CertifiedDefender(network, **{**settings, **params})
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +139,9 @@ def fresh(digits):
 def test_learns_what_is_right_and_bounded(certified, fresh):
     X, y = fresh
     x, columns = torch.as_tensor(X), torch.as_tensor(y)
-    statistic = certified.module_.statistic
-    assert (statistic.at(x, columns, 0.0) < 0).double().mean() > 0.85
-    assert (statistic.at(x, columns, 0.1) < 0).double().mean() > 0.6
+    for radius, share in ((0.0, 0.85), (0.1, 0.6)):
+        statistic = CertifiedStatistic(certified.statistic_.latent_map, radius, (0, 1))
+        assert (statistic.at(x, columns, NOTHING) < 0).double().mean() > share
 
 
 def test_no_attack_beats_the_bound(certified, fresh):
@@ -191,7 +193,7 @@ def test_the_template_stays_as_it_is_and_the_seed_decides(digits):
 def test_auto_radius_is_half_the_exploration(digits):
     X, y = digits
     fitted = template(max_epochs=1, certified_radius="auto").fit(X[:500], y[:500])
-    assert fitted.module_.statistic.radius == pytest.approx(0.075)
+    assert fitted.statistic_.radius == pytest.approx(0.075)
 
 
 def test_the_mean_of_maps_has_the_mean_of_their_bounds(images):
@@ -211,13 +213,13 @@ def test_the_mean_of_maps_has_the_mean_of_their_bounds(images):
 def test_trained_maps_are_read_without_training(certified, digits, net, fresh):
     X, y = digits
     other = clone(certified).set_params(random_state=1).fit(X[:1400], y[:1400])
-    maps = [defender.module_.statistic.latent_map for defender in (certified, other)]
-    both = LatentDefender(
-        IntervalMap.average(maps), classifier=net, statistic="certified", realign=False,
+    maps = [defender.statistic_.latent_map for defender in (certified, other)]
+    both = CertifiedDefender(
+        IntervalMap.average(maps), classifier=net,
         certified_radius=0.05, clip_values=(0, 1), random_state=0,
     ).fit(X[:1400], y[:1400])  # fmt: skip
     x, columns = torch.as_tensor(fresh[0]), torch.as_tensor(fresh[1])
-    leads = [d.module_.statistic.least_leads(x, columns, 0.1) for d in (certified, other, both)]
+    leads = [d.statistic_.least_leads(x, columns, 0.1) for d in (certified, other, both)]
     torch.testing.assert_close(leads[2], (leads[0] + leads[1]) / 2, rtol=1e-4, atol=1e-4)
     bound = certified_success_rate(both, *fresh, eps=[0.1], security_parameters=[0.05])
     assert 0 < bound["success_rate"].iloc[0] < 0.5
@@ -228,7 +230,9 @@ def test_trained_maps_are_read_without_training(certified, digits, net, fresh):
     [
         ({"module": None}, "needs module"),
         ({"exploration_radius": 0.0}, "exploration_radius"),
-        ({"realign": False}, "trained before"),
+        ({"exploration_radius": None}, "give exploration_radius"),
+        ({"n_iter_no_change": 5}, "n_iter_no_change=5 has no effect"),
+        ({"module": IntervalMap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))}, "as it is"),
     ],
 )
 def test_what_it_needs_is_asked_for(digits, params, message):

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from skmrr.nn.noise import NoiseStatistic, quiet_directions
 
 from skmrr import NoiseDefender
+from skmrr.nn.noise_statistic import NoiseStatistic, quiet_directions
+from skmrr.nn.tapped import NOTHING
 
 params = {"clip_values": (0, 1), "security_parameter": 0.05, "random_state": 0}
 
@@ -44,7 +45,7 @@ def test_filters_are_the_quietest_directions(smooth):
 def test_filters_do_not_depend_on_how_many_patches_are_held_at_once(smooth, monkeypatch):
     X = torch.as_tensor(smooth[0][:50])
     at_once = quiet_directions([X], (3, 3), 2)
-    monkeypatch.setattr("skmrr.nn.noise.VALUES_AT_ONCE", 10_000)
+    monkeypatch.setattr("skmrr.nn.noise_statistic.VALUES_AT_ONCE", 10_000)
     torch.testing.assert_close(quiet_directions([X], (3, 3), 2).abs(), at_once.abs())
 
 
@@ -69,7 +70,7 @@ def test_filters_of_large_images_are_found_on_a_grid(rng, monkeypatch):
 def test_statistic_is_the_quantile_over_positions(rng):
     x = torch.as_tensor(rng.random((5, 1, 6, 6)))
     filters = torch.zeros(1, 1, 1, 1, dtype=torch.float64) + 1
-    level = NoiseStatistic(filters, 0.5, 0.0, (1, 6, 6), 2).level(x)
+    level = NoiseStatistic(filters, 0.5, 0.0, (1, 6, 6), 2).level(x, NOTHING)
     expected = np.quantile(x.flatten(1).numpy(), 0.5, axis=1, method="lower")
     torch.testing.assert_close(level.exp(), torch.as_tensor(expected))
 
@@ -90,16 +91,6 @@ def test_gradients_reach_the_input(smooth):
     (gradient,) = torch.autograd.grad(module(x, torch.as_tensor(y[:20])).sum(), x)
     assert gradient.isfinite().all()
     assert gradient.abs().amax((1, 2, 3)).min() > 0
-
-
-def test_scores_depend_on_neither_batch_nor_order(smooth, rng):
-    X, y = smooth
-    defender = NoiseDefender(**params).fit(X, y)
-    scores = defender.score_samples(X)
-    order = rng.permutation(len(X))
-    np.testing.assert_allclose(defender.score_samples(X[order]), scores[order], rtol=1e-4)
-    defender.set_params(batch_size=9)
-    np.testing.assert_allclose(defender.score_samples(X), scores, rtol=1e-4)
 
 
 def test_the_class_only_chooses_the_calibration(smooth):

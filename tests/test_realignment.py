@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from skmrr import LatentDefender, replicate
-from skmrr.nn.exploration import Explorer
+from skmrr.nn.exploration import BallExplorer
 from skmrr.nn.realignment import RealignmentLoss
 from skmrr.nn.replica import class_means
 
@@ -57,7 +57,7 @@ def test_realignment_lowers_its_clustering_loss(net, digits, clustering):
             random_state=0,
         ).fit(X, y)
         with torch.no_grad():
-            features = defender.module_.statistic.latent_map(X)
+            features = defender.statistic_.latent_map(X)
             means = nn.functional.normalize(class_means(features, y, 10))
             return float(RealignmentLoss(means, 1.0, clustering)(features, no_logits, y))
 
@@ -72,7 +72,7 @@ def test_worst_points_stay_in_the_ball_and_raise_the_loss(steps):
     def loss(points):
         return (points - target).square().sum()
 
-    points = Explorer(0.2, steps, (0.0, 1.0)).worst_points(x, loss)
+    points = BallExplorer(0.2, steps, (0.0, 1.0), 100, (1, 6, 6)).worst_points(x, loss)
     assert points.min() >= 0
     assert points.max() <= 1
     assert torch.all((points - x).abs() <= 0.2 + 1e-6)
@@ -83,12 +83,19 @@ def test_ball_grows_with_the_training():
     torch.manual_seed(0)
     x = torch.zeros(1000, 5)
     for progress, largest in ((0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (1.0, 1.0)):
-        sizes = Explorer(1.0, 2).worst_points(x, torch.sum, progress).abs().amax(1)
+        sizes = (
+            BallExplorer(1.0, 2, None, 1000, (5,))
+            .worst_points(x, torch.sum, progress)
+            .abs()
+            .amax(1)
+        )
         assert sizes.max() == pytest.approx(largest, rel=0.01)
         assert sizes.mean() == pytest.approx(largest / 2, rel=0.1)  # drawn uniformly
 
 
 def test_search_goes_on_from_the_last_point():
     x, last = torch.zeros(4, 3), torch.full((4, 3), 1e-3)
-    points = Explorer(1.0, 1).worst_points(x, lambda points: 0 * points.sum(), last=last)
+    points = BallExplorer(1.0, 1, None, 4, (3,)).worst_points(
+        x, lambda points: 0 * points.sum(), last=last
+    )
     torch.testing.assert_close(points, last)

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from skmrr.nn.detector import DetectorModule, LatentStatistic
 from torch import nn
 
-from skmrr.nn.members import Member
+from skmrr.nn.latent_statistics import LatentMargin
 from skmrr.nn.narrowing import narrow
+from skmrr.nn.placement import seeded
 from skmrr.nn.replica import Replica
 from skmrr.nn.stacking import MarginStack
+from skmrr.nn.tapped import NOTHING
+
+SHAPE = (2, 8, 8)
 
 
 def plain():
@@ -56,14 +59,14 @@ def members_of(build, n, layer=None):
     for seed in range(n):
         torch.manual_seed(seed)
         replica = Replica(build(), layer).eval()
-        nn.init.constant_(replica.scale, 1.0 + seed)
-        detector = DetectorModule(LatentStatistic(replica, "margin", None), torch.arange(5))
-        members.append(Member(detector, (2, 8, 8), []))
+        replica.prepare(torch.rand(2, *SHAPE))
+        nn.init.constant_(replica.checkpoint.scale, 1.0 + seed)
+        members.append(LatentMargin(replica))
     return members
 
 
 def margins(members, x, columns):
-    return torch.stack([member.at(x, columns, {}) for member in members], 1)
+    return torch.stack([member.at(x, columns, NOTHING) for member in members], 1)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +76,8 @@ def margins(members, x, columns):
 )
 def test_stack_computes_the_same(build, n, layer):
     members = members_of(build, n, layer)
-    indices, stack = MarginStack.of(members)
-    assert indices == list(range(n))
+    stack = MarginStack.of(members, SHAPE)
+    assert stack.indices == list(range(n))
     x = torch.rand(20, 2, 8, 8, requires_grad=True)
     columns = torch.arange(20) % 5
     together, alone = stack.at(x, columns), margins(members, x, columns)
@@ -84,22 +87,20 @@ def test_stack_computes_the_same(build, n, layer):
 
 
 def test_what_does_not_stack_is_left_alone():
-    assert MarginStack.of(members_of(Padded, 3)) == ([], None)
-    assert MarginStack.of(members_of(plain, 1)) == ([], None)
-    assert MarginStack.of([]) == ([], None)
+    assert MarginStack.of(members_of(Padded, 3), SHAPE) is None
+    assert MarginStack.of(members_of(plain, 1), SHAPE) is None
+    assert MarginStack.of([], SHAPE) is None
 
 
 def test_only_the_like_are_stacked():
     members = members_of(plain, 2) + members_of(dense, 3)
-    indices, stack = MarginStack.of(members)
-    assert indices == [2, 3, 4]
-    assert stack.n == 3
+    assert MarginStack.of(members, SHAPE).indices == [2, 3, 4]
 
 
 def test_stack_is_a_copy():
     members = members_of(plain, 2)
     before = [p.clone() for m in members for p in m.parameters()]
-    _, stack = MarginStack.of(members)
+    stack = MarginStack.of(members, SHAPE)
     assert not any(p.requires_grad for p in stack.parameters())
     for old, new in zip(before, [p for m in members for p in m.parameters()], strict=True):
         assert torch.equal(old, new)
@@ -124,14 +125,14 @@ def test_narrow_handles_groups_and_normalisation():
     assert narrow(depthwise, 0.25, torch.rand(2, 2, 8, 8))[1].groups == 2
 
 
-def test_narrow_is_reproducible_and_leaves_torchs_seed():
+def test_narrow_draws_its_weights_by_torchs_seed():
     x = torch.rand(2, 2, 8, 8)
     net = plain()
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    one, same, other = (narrow(net, 0.5, x, seed=s).eval()(x) for s in (1, 1, 2))
-    assert torch.equal(torch.rand(1), expected)
+    outputs = []
+    for seed in (1, 1, 2):
+        with seeded(seed):
+            outputs.append(narrow(net, 0.5, x)(x))
+    one, same, other = outputs
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

@@ -14,8 +14,6 @@ from skmrr.nn.fusion import Fusion
 from skmrr.nn.members import Members
 from skmrr.nn.tapped import NOTHING, Pass, Tapped
 
-LOWEST_SCORE = float(torch.finfo(torch.float64).min)  # of a class that nothing was learnt of
-
 
 class Examined(NamedTuple):
     """What the members find in a batch of rows, before calibration."""
@@ -149,7 +147,8 @@ class DetectorModule(nn.Module):
         values, columns, is_known = self.evidence(x, labels, passed)
         log_survivals = self.survival(values, columns)
         score = self.fusion(log_survivals, columns)
-        lowest = torch.full_like(score, LOWEST_SCORE)
+        # of a class that nothing was learnt of
+        lowest = torch.full_like(score, torch.finfo(score.dtype).min)
         return Judged(
             torch.where(is_known, score, lowest),
             columns,

@@ -8,7 +8,7 @@ is built once, when the detector is fitted, into a copy of the modules around th
 import copy
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def keep(name: str, value) -> None:
         seen[name] = value
 
 
-def run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict]:
+def run(network: nn.Module, x: Tensor) -> tuple[Any, dict]:
     """Run a network; return its answer, and what hooks within it had kept."""
     outer = getattr(_running, "seen", None)
     seen: dict = {}
