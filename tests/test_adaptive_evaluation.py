@@ -1,5 +1,6 @@
 """Evaluation against attackers who know the detector, and whether its attacks deserve trust."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr import LatentDefender, MarginDetector, MRREnsemble, NoiseDefender, replicate
 from skmrr.attacks import (
     AttackResult,
     LagrangianPGD,
@@ -191,8 +192,9 @@ def test_twice_the_steps_change_little(explored, fresh):
 def test_an_ensemble_is_attacked_as_a_whole(net, digits, fresh, light):
     X, y = digits
     members = [
-        ("latent", LatentDefender(replicate(net), max_epochs=3)),
-        ("noise", NoiseDefender()),
+        ("latent", LatentDefender(replicate(net), max_epochs=3), 1),
+        ("noise", NoiseDefender(), 1),
+        ("margin", MarginDetector(), 1),
     ]
     ensemble = MRREnsemble(net, defenders=members, clip_values=(0, 1), random_state=0)
     ensemble.fit(X[:1400], y[:1400])
@@ -239,16 +241,13 @@ def test_flat_rows_are_attacked_in_their_shape(net, digits, light):
     assert outcome.worst[0.3, 0.05].adversarial.shape[1:] == (1, 8, 8)
 
 
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [({"classifier": None}, "give classifier"), ({"clip_values": None}, "clip_values")],
-)
-def test_what_is_missing_is_named(explored, fresh, params, message):
-    import copy
-
-    broken = copy.copy(explored).set_params(**params)
-    with pytest.raises(ValueError, match=message):
-        evaluate_adaptive(broken, *fresh, eps=[0.1])
+def test_what_is_missing_is_named(explored, fresh, digits):
+    without_range = copy.copy(explored).set_params(clip_values=None)
+    with pytest.raises(ValueError, match="clip_values"):
+        evaluate_adaptive(without_range, *fresh, eps=[0.1])
+    alone = NoiseDefender(clip_values=(0, 1), random_state=0).fit(digits[0][:600])
+    with pytest.raises(ValueError, match="give classifier"):
+        evaluate_adaptive(alone, *fresh, eps=[0.1])
 
 
 @pytest.mark.parametrize(

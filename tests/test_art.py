@@ -304,7 +304,7 @@ def test_unfitted_is_an_error(net, template, digits):
 
 def test_defended_classifier_needs_its_parts(net, digits, latent):
     X, y = digits
-    with pytest.raises(NotFittedError, match="call fit"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         defended_classifier(LatentDefender())
     with pytest.raises(ValueError, match="no classifier"):
         defended_classifier(NoiseDefender(clip_values=(0, 1)).fit(X, y))

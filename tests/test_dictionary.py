@@ -112,10 +112,10 @@ class TestInputDictionaryDefender:
         """The way down that the gradient shows is one."""
         x = torch.as_tensor(fgsm(net, digits[0][1400:], 0.2)).requires_grad_(True)
         labels = net(x).argmax(1)
-        statistic, _ = defender.module_.statistic_at(x, labels)
+        statistic = defender.evidence_(x, labels).values
         (gradient,) = torch.autograd.grad(statistic.sum(), x)
         moved = (x - 0.01 * gradient.sign()).detach()
-        lower = defender.module_.statistic_at(moved, labels)[0].detach() < statistic.detach()
+        lower = defender.evidence_(moved, labels).values.detach() < statistic.detach()
         assert lower.float().mean() > 0.8  # the chosen atoms may change on the way
 
     def test_scores_know_no_batches(self, defender, digits):
@@ -131,10 +131,10 @@ class TestInputDictionaryDefender:
         x = torch.as_tensor(digits[0][1400:1420])
         labels = net(x).argmax(1)
         with torch.no_grad():
-            every = defender.module_.statistic(x)
-            one, columns = defender.module_.statistic_at(x, labels)
+            every = defender.statistic_(x, defender.evidence_.ask(x))
+            one, columns, _ = defender.evidence_(x, labels)
         assert every.shape == (20, 10)
-        torch.testing.assert_close(every.gather(1, columns[:, None])[:, 0], one)
+        torch.testing.assert_close(every.gather(1, columns[:, None]), one)
 
     def test_reconstruct(self, defender, digits):
         X = digits[0][1400:1420]

@@ -61,7 +61,8 @@ def fitted_bytes(detector: BaseDetector) -> int:
 
     By value, because a detector that was pickled holds its classifier twice.
     """
-    tensors = {id(tensor): tensor for tensor in _tensors(detector.module_)}.values()
+    module = vars(detector).get("module_", detector.evidence_)
+    tensors = {id(tensor): tensor for tensor in _tensors(module)}.values()
     known = set()
     if detector.classifier is not None:
         known = {(t.shape, content(t)) for t in _tensors(detector.classifier)}
