@@ -133,7 +133,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
         """Members without their weights, as scikit-learn's compositions have them."""
         if not _are_members(self.defenders):
             return []  # what they are instead is for `fit` to say
-        return [(name, member) for name, member, _ in self.defenders]
+        return [(name, member) for name, member, _ in self.defenders or ()]
 
     @_named_members.setter
     def _named_members(self, named) -> None:

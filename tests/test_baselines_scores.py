@@ -1,6 +1,5 @@
 """Rivals that score a row by the classifier's logits, its features, or a squeezed version."""
 
-
 import numpy as np
 import pytest
 import torch

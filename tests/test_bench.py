@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
-from skmrr.bench import figures, report, sizes, transfer, victims
-from skmrr.bench.detection import draw_cost, own_accuracy
-from skmrr.bench.networks import build_digits
+from skmrr.bench import figures, report, sizes, transferability, victims
+from skmrr.bench.architectures import build_digits
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
 from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
+from skmrr.bench.table1 import draw_cost, own_accuracy
 from skmrr.bench.victims import predict
 from skmrr.cli import app, typed
 
@@ -345,7 +345,7 @@ def small_run(tmp_path_factory):
             QUICK, kinds=("FGSM", "PGD"), adaptive_steps=2, carlini_steps=5, n_timed=50
         )
         patch.setattr(sizes, "QUICK", tiny)
-        patch.setattr(transfer, "TRANSFER_KINDS", ("FGSM",))
+        patch.setattr(transferability, "TRANSFER_KINDS", ("FGSM",))
         patch.setattr(victims, "train", hasty)
 
         def run(measure, *detectors, effort=1):
@@ -394,7 +394,7 @@ def test_again_it_comes_from_the_cache(small_run, monkeypatch):
 
     monkeypatch.setattr(victims, "train", refuse)
     monkeypatch.setattr(BaseDetector, "fit", refuse)
-    monkeypatch.setattr("skmrr.art.attacks._judged", refuse)
+    monkeypatch.setattr("skmrr.art.suite_runs._judged", refuse)
     small_run("table1", "max-softmax", "energy")
     assert (home / "detection.csv").read_text("utf-8") == before
 
@@ -478,7 +478,7 @@ def test_transfer_between_networks(small_run):
 
 def test_transfer_begins_where_all_networks_are_right(untrained, net):
     networks = {"victim": untrained.victim, "other": net.eval()}
-    X, y = transfer.right_everywhere(untrained, networks)
+    X, y = transferability.right_everywhere(untrained, networks)
     for network in networks.values():
         assert (predict(network, X) == y).all()
     right = [
@@ -555,7 +555,7 @@ def test_the_folder_is_not_written_down(monkeypatch, words):
         (["bench", "table1", "--dataset", "svhn"], "imagenette"),
         (["bench", "table3"], "table3"),
         (["bench", "table1", "--detector", "k-nn"], "k-NN"),
-        (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "certified"),
+        (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "CertifiedDefender"),
         (["bench", "figures", "--detector", "energy"], "nothing"),
         (["bench", "transfer", "--effort", "2"], "knows the detector"),
     ],

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 
 from skmrr.bench import challenge
 from skmrr.cli import app
-from skmrr.evaluation.certified import classes_within_reach
+from skmrr.evaluation.bounds import within_reach
 
 FLAGGED = 10
 
@@ -34,9 +33,7 @@ def answers(network, clean):
 @pytest.fixture(scope="module")
 def right(network, clean):
     """Positions that the victim gets right."""
-    return np.flatnonzero(
-        network.classifier(torch.as_tensor(clean[0])).argmax(1).numpy() == clean[1]
-    )
+    return np.flatnonzero(network.victim(torch.as_tensor(clean[0])).argmax(1).numpy() == clean[1])
 
 
 def test_the_file_is_the_published_one_and_small():
@@ -83,9 +80,8 @@ def test_rows_are_split_once(clean):
 
 def test_the_bound_is_that_of_the_estimator(network, clean, right):
     x, labels = (torch.as_tensor(part[right]) for part in clean)
-    detector = SimpleNamespace(module_=network.detector, batch_size=512)
-    possible = classes_within_reach(
-        detector, x, labels, challenge.EPS, challenge.SECURITY_PARAMETER
+    possible = within_reach(
+        network.detector, x, labels, challenge.EPS, challenge.SECURITY_PARAMETER
     ).any(1)
     stored = challenge.within_reach()
     assert stored.sum() == stored[right].sum()

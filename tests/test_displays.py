@@ -15,24 +15,12 @@ from skmrr import LatentDefender
 from skmrr.evaluation import (
     AdaptiveEvaluation,
     CostDisplay,
-    DetectionDetDisplay,
     DetectionRocDisplay,
-    EvasionCostDisplay,
     RiskHistogramDisplay,
     SuccessCurveDisplay,
-    TprAtFprDisplay,
-    evasion_cost,
-    tpr_at_fpr,
 )
 
-OF_SCORES = [DetectionRocDisplay, DetectionDetDisplay, RiskHistogramDisplay, TprAtFprDisplay]
-EVASION = pd.DataFrame(
-    {
-        "security_parameter": [0.0, 0.01, 0.05, 0.5],
-        "success_rate": [1.0, 1.0, 0.8, 0.3],
-        "ratio": [1.0, 1.2, 1.9, np.inf],
-    }
-)
+OF_SCORES = [DetectionRocDisplay, RiskHistogramDisplay]
 COSTS = pd.DataFrame(
     {
         "detector": ["cheap", "beaten", "good", "dear", "tied"],
@@ -91,7 +79,6 @@ DRAWN = {
         cls: lambda y, scores, cls=cls, **kw: cls.from_predictions(y, scores, **kw)
         for cls in OF_SCORES
     },
-    EvasionCostDisplay: lambda y, scores, **kw: EvasionCostDisplay.from_frame(EVASION, **kw),
     SuccessCurveDisplay: lambda y, scores, **kw: SuccessCurveDisplay.from_evaluation(
         success_of(), **kw
     ),
@@ -127,7 +114,7 @@ def test_from_estimator_is_from_predictions_of_its_scores(cls, detector, rows):
     assert display.name == "LatentDefender"
 
 
-@pytest.mark.parametrize("cls", OF_SCORES[:2])
+@pytest.mark.parametrize("cls", OF_SCORES[:1])
 def test_any_outlier_detector_and_pipelines_will_do(cls, rows):
     X, y = rows
     forest = make_pipeline(StandardScaler(), IsolationForest(n_estimators=10, random_state=0)).fit(
@@ -167,30 +154,6 @@ def test_perfect_detection_can_be_drawn():
     y, scores = np.r_[np.zeros(20), np.full(5, -1)], np.r_[np.full(20, -0.1), np.full(5, -9.0)]
     for cls in OF_SCORES:
         cls.from_predictions(y, scores).figure_.canvas.draw()
-
-
-def test_det_is_the_roc_mirrored(scored):
-    roc = DetectionRocDisplay.from_predictions(*scored)
-    det = DetectionDetDisplay.from_predictions(*scored, color="r")
-    pairs = np.c_[roc.fpr, 1 - roc.tpr]
-    distance = np.abs(np.c_[det.fpr, det.fnr][:, None] - pairs).max(2).min(1)
-    np.testing.assert_allclose(distance, 0, atol=1e-9)
-    assert det.line_.get_color() == "r"
-
-
-def test_tpr_at_fpr_and_its_intervals(scored):
-    y, scores = scored
-    clean, adversarial = scores[y != -1], scores[y == -1]
-    attacks = {"all": adversarial, "one": adversarial[:1], "none": np.zeros(7), "odd": [-99.0] * 8}
-    display = TprAtFprDisplay.from_scores(clean, attacks, fpr=(0.02, 0.2))
-    assert display.tpr.shape == display.low.shape == display.high.shape == (4, 2)
-    assert len(display.errorbars_) == 2
-    for k, part in enumerate(attacks.values()):
-        for j, rate in enumerate(display.fpr):
-            tpr = tpr_at_fpr(clean, part, rate)
-            assert display.tpr[k, j] == tpr
-            expected = binomtest(round(tpr * len(part)), len(part)).proportion_ci()
-            assert (display.low[k, j], display.high[k, j]) == pytest.approx(tuple(expected))
 
 
 @pytest.mark.parametrize("scale", ["risk", "p-value"])
@@ -239,34 +202,6 @@ def test_success_curves_from_distortions(rng):
     assert display.lines_[1].get_ydata().max() == 0
 
 
-def test_evasion_bars_are_the_ratios():
-    display = EvasionCostDisplay.from_frame(EVASION)
-    heights = [bar.get_height() for bar in display.bars_[0]]
-    assert heights[:2] == [1.2, 1.9]
-    assert heights[2] == display.ax_.get_ylim()[1]  # infinite: up to the edge
-    assert "∞\n30% evade" in [text.get_text() for text in display.ax_.texts]
-    both = pd.concat([EVASION.assign(detector="a"), EVASION[:2].assign(detector="b", ratio=np.nan)])
-    display = EvasionCostDisplay.from_frame(both)
-    assert [len(bars) for bars in display.bars_] == [3, 1]
-    assert {"a", "b"} < {text.get_text() for text in display.ax_.get_legend().texts}
-
-
-def test_evasion_from_estimator_runs_the_attack(digits, net):
-    X, y = digits
-    defender = LatentDefender(classifier=net[3:], max_epochs=1, clip_values=(0, 9), random_state=0)
-    with torch.no_grad():
-        features = net[:3](torch.as_tensor(X)).flatten(1).numpy()
-    defender.fit(features[:1200], y[:1200])
-    given = features[1200:1210], y[1200:1210]
-    params = {"search_steps": 1, "max_iter": 5, "security_parameters": (0.05,)}
-    display = EvasionCostDisplay.from_estimator(
-        defender, *given, bar_kwargs={"color": "r"}, **params
-    )
-    pd.testing.assert_frame_equal(display.frame, evasion_cost(defender, *given, **params))
-    assert len(display.bars_[0]) == 1
-    assert display.name == "LatentDefender"
-
-
 def test_cost_front_is_what_nothing_beats():
     display = CostDisplay.from_frame(COSTS.assign(auc_low=COSTS["auc"] - 0.1, auc_high=1.0))
     assert display.front["detector"].tolist() == ["cheap", "good", "dear"]
@@ -288,11 +223,9 @@ def test_names_of_distant_points_do_not_overlap():
 Y, SCORES = [0, 1, -1, -1], [-0.1, -0.2, -3.0, -4.0]
 BAD = {
     "no adversarial rows": lambda: DetectionRocDisplay.from_predictions([0, 1], [-1.0, -2.0]),
-    "only adversarial rows": lambda: DetectionDetDisplay.from_predictions([-1], [-1.0]),
+    "only adversarial rows": lambda: RiskHistogramDisplay.from_predictions([-1], [-1.0]),
     "inconsistent numbers": lambda: DetectionRocDisplay.from_predictions(Y, SCORES[:3]),
-    "NaN": lambda: TprAtFprDisplay.from_predictions(Y, [np.nan, *SCORES[1:]]),
-    "is no rate; give rates": lambda: TprAtFprDisplay.from_predictions(Y, SCORES, fpr=(5,)),
-    "no attack to draw": lambda: TprAtFprDisplay.from_scores(SCORES, {}),
+    "NaN": lambda: DetectionRocDisplay.from_predictions(Y, [np.nan, *SCORES[1:]]),
     "not its decision_function": lambda: RiskHistogramDisplay.from_predictions(
         Y, [1.0, -1, -2, -3]
     ),
@@ -308,10 +241,6 @@ BAD = {
     "no evaluation to draw": lambda: SuccessCurveDisplay.from_evaluation({}),
     "use inf for a row": lambda: SuccessCurveDisplay.from_distortions({"a": [0.1, np.nan]}),
     "No row was broken": lambda: SuccessCurveDisplay.from_distortions({"a": [np.inf]}),
-    "no column 'ratio'; its columns are: security": lambda: EvasionCostDisplay.from_frame(
-        EVASION.drop(columns="ratio")
-    ),
-    "nothing is defended": lambda: EvasionCostDisplay.from_frame(EVASION[:1]),
     "has no rows": lambda: CostDisplay.from_frame(COSTS[:0]),
     "no column 'tpr'": lambda: CostDisplay.from_frame(COSTS, y="tpr"),
     "must be finite and above 0": lambda: CostDisplay.from_frame(COSTS.assign(score_cost=0.0)),

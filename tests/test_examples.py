@@ -17,39 +17,8 @@ SMALL = {
     "3_adaptive/plot_evasion_cost.py": [
         *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
     ],
-    "4_paper/adaptive.py": [
-        *("--seeds", "1", "--victim-epochs", "1", "--epochs", "1", "--certified-epochs", "1"),
-        *(
-            "--networks",
-            "1",
-            "2",
-            "--attacked",
-            "10",
-            "--attacked-explored",
-            "5",
-            "--steps",
-            "2",
-            "--restarts",
-            "1",
-        ),
-        *("--square", "5", "--carlini", "3", "--carlini-steps", "5", "--static", "10"),
-    ],
-    "4_paper/ensemble.py": [
-        *("--data", "mnist", "--seeds", "1", "--attacked", "10", "--victim-epochs", "1"),
-        *("--epochs", "1", "--small-epochs", "1"),
-    ],
-    "4_paper/input_defender.py": [
-        *("--data", "digits", "--seeds", "1", "--patches", "1000", "--settings", "2"),
-    ],
-    "4_paper/mnist_latent.py": [
-        *("--seeds", "1", "--ablation", "0", "--attacked", "10"),
-        *("--victim-epochs", "1", "--epochs", "1"),
-    ],
 }
-NEEDS_DATA = {"4_paper/adaptive.py", "4_paper/ensemble.py", "4_paper/mnist_latent.py"}
 SLOW = {
-    *NEEDS_DATA,
-    "4_paper/input_defender.py",
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
     "1_quickstart/plot_dictionary.py",
 }
@@ -70,8 +39,6 @@ def test_every_example_is_listed():
     [pytest.param(e, marks=pytest.mark.slow if e in SLOW else ()) for e in SMALL],
 )
 def test_example_runs(example, tmp_path):
-    if example in NEEDS_DATA and "SKMRR_DATA" not in os.environ:
-        pytest.skip("needs the data set that SKMRR_DATA names")
     result = subprocess.run(
         [sys.executable, EXAMPLES / example, *SMALL[example], "--output", tmp_path],
         capture_output=True,

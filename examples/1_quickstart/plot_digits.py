@@ -14,13 +14,18 @@ import numpy as np
 import torch
 from art.attacks.evasion import BasicIterativeMethod, FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
-from sklearn.metrics import RocCurveDisplay, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 
 from skmrr import LatentDefender, replicate
 from skmrr.datasets import load_digits_images
-from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
+from skmrr.evaluation import (
+    DetectionRocDisplay,
+    RiskHistogramDisplay,
+    false_alarm_interval,
+    tpr_at_fpr,
+)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=70, help="of the network and of the defender")
@@ -112,10 +117,16 @@ for name, attack in attacks.items():
 clean_score = defender.score_samples(X_test)
 scores = {name: defender.score_samples(X_attacked) for name, X_attacked in adversarial.items()}
 
+
+def classes_of(clean, adversarial):
+    """Classes of scored images: here 0 for all clean ones, −1 for adversarial ones."""
+    return np.repeat([0, -1], [len(clean), len(adversarial)])
+
+
 print(f"classifier: {np.mean(decided == y_test):.1%} of {len(X_test)} test images right")
 print("\nattack      fooled   AUC   caught at 5 % false alarms")
 for name, score in scores.items():
-    is_adversarial = np.r_[np.zeros(len(clean_score)), np.ones(len(score))]
+    is_adversarial = classes_of(clean_score, score) == -1
     auc = roc_auc_score(is_adversarial, -np.r_[clean_score, score])
     caught = tpr_at_fpr(clean_score, score, fpr=0.05)
     print(f"{name:10} {len(score):7} {auc:6.3f}   {caught:.1%}")
@@ -131,30 +142,22 @@ print(f"({len(X_new)} images calibrate: with more of them, chance allows less)")
 # Pictures
 # --------
 
-strongest = list(scores)[-1]
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-bins = np.linspace(0, 1, 41)
-left.hist(-np.expm1(clean_score), bins, density=True, alpha=0.7, label="clean test images")
-all_risks = np.concatenate([-np.expm1(score) for score in scores.values()])
-left.hist(all_risks, bins, density=True, alpha=0.7, label="adversarial images, all attacks")
-left.set(xlabel="risk", ylabel="density", yscale="log", title="Risk of clean and attacked images")
-left.legend()
-for name, score in scores.items():
-    RocCurveDisplay.from_predictions(
-        np.r_[np.zeros(len(clean_score)), np.ones(len(score))],
-        -np.r_[clean_score, score],
-        name=name,
-        ax=right,
-    )
-right.set(
-    xlim=(0, 0.25),
-    ylim=(0.5, 1.01),
-    xlabel="false alarms on clean images",
-    ylabel="adversarial images caught",
-    title="Who notices, and at what price",
-    aspect="auto",
+attacked = np.concatenate(list(scores.values()))
+RiskHistogramDisplay.from_predictions(
+    classes_of(clean_score, attacked),
+    np.r_[clean_score, attacked],
+    security_parameters=[0.05],
+    ax=left,
+    name="all attacks",
+    bins=40,
 )
-right.legend(loc="lower right")
+left.set(yscale="log", title="Risk of clean and attacked images")
+for name, score in scores.items():
+    DetectionRocDisplay.from_predictions(
+        classes_of(clean_score, score), np.r_[clean_score, score], name=name, ax=right
+    )
+right.set(xlim=(None, 1), ylim=(0.5, 1.01), title="Who notices, and at what price")
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_digits.png", dpi=120)
 print(f"\npicture: {args.output / 'plot_digits.png'}")

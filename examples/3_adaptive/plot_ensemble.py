@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from skmrr import LatentDefender, MRREnsemble
+from skmrr import LatentDefender, MarginDetector, MRREnsemble, default_defenders
 from skmrr.datasets import load_digits_images
 from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
 
@@ -66,7 +66,7 @@ classifier.eval()
 # %%
 # Defenders beside it
 # -------------------
-# The classifier is asked once for each image, its decision is handed to every member, and its own
+# The classifier runs once for each image, every member is shown that pass, and the classifier's own
 # margin is a member too. Each member turns what it sees into a p-value, one that depends on the
 # margin among clean images of about the same margin; the p-values are fused, and the fusion is
 # calibrated anew on clean images that neither the classifier nor a member has seen.
@@ -258,28 +258,31 @@ fig.savefig(args.output / "plot_ensemble_reject.png", dpi=120)
 # whole, so the promise does not depend on how many there are.
 #
 # What they catch is another question. Trained this briefly, defenders this small see little, and a
-# fusion that hears all members alike lets them talk down the margin, which notices by itself.
+# fusion that weighs all members alike lets them outvote the margin, which notices by itself.
 # The one defender above, a copy of the whole classifier trained for longer, sees more than all
 # eight.
 
 n_epochs = max(1, args.epochs // 5)
 ensemble_8 = MRREnsemble(
     classifier,
-    n_defenders=8,
-    input_defender=False,
-    estimator=LatentDefender(exploration_radius="auto", learning_rate=3e-3, max_epochs=n_epochs),
-    width=0.25,
+    defenders=default_defenders(
+        classifier,
+        latent=LatentDefender(exploration_radius="auto", learning_rate=3e-3, max_epochs=n_epochs),
+        n_latent=8,
+        width=0.25,
+        noise=False,
+        margin=False,
+    ),
     clip_values=(0, 1),
     calibration_fraction=0,
     random_state=0,
 ).fit(X_train, y_train)
 frozen = [(name, FrozenEstimator(m)) for name, m in ensemble_8.named_defenders_.items()]
+margin = ("margin", MarginDetector(), 1)
 ensembles = {
     n: MRREnsemble(
         classifier,
-        defenders=frozen,
-        n_defenders=n,
-        weights=np.append(1.0, np.full(n, 1 / n)),  # one say together, as by default
+        defenders=[margin, *((*pair, 1 / n) for pair in frozen[:n])],  # they share one weight
         clip_values=(0, 1),
         security_parameter=SP,
         random_state=0,
@@ -312,9 +315,8 @@ for n, e in ensembles.items():
     clean = e.score_samples(X_test)
     mean_auc = np.mean([auc(clean, e.score_samples(a)) for a in adversarial.values()])
     print(f"{n:4} {false_alarms[n]:13.1%} {cost[n]:15.1f}× {mean_auc:10.3f}")
-margin = ensemble.member_names_[0]
-clean = ensemble.member_risks(X_test)[margin]
-mean_auc = np.mean([auc(-clean, -ensemble.member_risks(a)[margin]) for a in adversarial.values()])
+clean = ensemble.member_risks(X_test)["margin"]
+mean_auc = np.mean([auc(-clean, -ensemble.member_risks(a)["margin"]) for a in adversarial.values()])
 print(f"the margin by itself: mean AUC {mean_auc:.3f}")
 print(f"chance allows false alarms in [{low:.1%}, {high:.1%}]; cost 1× is the classifier alone")
 

@@ -18,10 +18,21 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from skmrr import LatentDefender, MRREnsemble, replicate
+from skmrr import (
+    CertifiedDefender,
+    LatentDefender,
+    MRREnsemble,
+    default_defenders,
+    replicate,
+)
 from skmrr.attacks import adaptive_suite
 from skmrr.datasets import load_digits_images
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost
+from skmrr.evaluation import (
+    SuccessCurveDisplay,
+    certified_success_rate,
+    evaluate_adaptive,
+    evasion_cost,
+)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=40, help="of the network and of the defenders")
@@ -90,9 +101,8 @@ defenders = {
     "explored": LatentDefender(
         replicate(classifier), exploration_radius=0.2, learning_rate=3e-3, **shared
     ),
-    "certified": LatentDefender(
+    "certified": CertifiedDefender(
         build(),
-        statistic="certified",
         exploration_radius=0.2,
         certified_radius=0.05,
         learning_rate=5e-3,
@@ -111,17 +121,19 @@ for defender in defenders.values():
 
 suite = adaptive_suite(steps=args.steps, n_targets=5)
 params = {"attacks": suite, "security_parameters": [SP], "n_attacked": args.attacked}
-rates = {}
+outcomes = {}
 for name, defender in defenders.items():
     outcome = evaluate_adaptive(defender, X_test, y_test, eps=EPS, guides=X_train, **params)
-    rates[name] = outcome.success.set_index("eps")
+    outcomes[name] = outcome
     clean = outcome.clean.iloc[0]
     print(f"{name}: {clean['false_alarms']:.1%} false alarms on clean images")
 same = outcome.rows  # of the certified defender, which came last; all defenders have the same
 bound = certified_success_rate(
     defenders["certified"], X_test[same], y_test[same], eps=EPS, security_parameters=[SP]
 ).set_index("eps")["success_rate"]
-shown = pd.DataFrame({name: table["success_rate"] for name, table in rates.items()})
+shown = pd.DataFrame(
+    {name: o.success.set_index("eps")["success_rate"] for name, o in outcomes.items()}
+)
 print(shown.assign(**{"certified, at most": bound}).round(3).to_string())
 
 # %%
@@ -133,11 +145,14 @@ print(shown.assign(**{"certified, at most": bound}).round(3).to_string())
 
 ensemble = MRREnsemble(
     classifier,
-    n_defenders=max(args.members),
-    width=0.5,
-    input_defender=False,
-    margin=False,
-    estimator=LatentDefender(exploration_radius=0.2, learning_rate=3e-3, max_epochs=args.epochs),
+    defenders=default_defenders(
+        classifier,
+        latent=LatentDefender(exploration_radius=0.2, learning_rate=3e-3, max_epochs=args.epochs),
+        n_latent=max(args.members),
+        width=0.5,
+        noise=False,
+        margin=False,
+    ),
     clip_values=(0, 1),
     calibration_fraction=0.0,
     random_state=0,
@@ -148,8 +163,7 @@ ratios = {0.01: [], SP: []}
 for n in args.members:
     first = MRREnsemble(
         classifier,
-        defenders=[(name, FrozenEstimator(member)) for name, member in members[:n]],
-        margin=False,
+        defenders=[(name, FrozenEstimator(member), 1) for name, member in members[:n]],
         clip_values=(0, 1),
         random_state=0,
     ).fit(X_new, y_new)
@@ -172,12 +186,9 @@ for n in args.members:
 # -----------
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-for colour, (name, table) in zip(["C3", "C0", "C2"], rates.items(), strict=True):
-    left.plot(EPS, table["success_rate"], "o-", color=colour, label=name)
-    left.fill_between(EPS, table["low"], table["high"], color=colour, alpha=0.12)
+SuccessCurveDisplay.from_evaluation(outcomes, ax=left)
 left.plot(EPS, bound, "--", color="C2", label="certified: no attack can exceed")
-left.set(xlabel="ε, radius of the ℓ∞ ball", ylabel="success, worst case over the suite")
-left.set(ylim=(-0.02, 1.02), title=f"The attacker knows all; {SP:.0%} false alarms")
+left.set(title=f"The attacker knows all; {SP:.0%} false alarms")
 left.legend(fontsize=8)
 places = np.arange(len(args.members))
 for shift, (sp, ratio) in zip((-0.2, 0.2), ratios.items(), strict=True):

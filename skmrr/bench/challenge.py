@@ -2,6 +2,12 @@
 
 The file beside this one holds a victim and a certified detector. `load` rebuilds them without any
 training, `score` judges attempts by the rule below, and `build` is the recipe that made the file.
+
+Format 2 of the file, safetensors: ``victim/…`` and ``network/…`` are the weights of `build_digits`
+and of `build_small_certified` by the names of their layers; ``calibration/…`` are the parameters of
+`skmrr.ConformalSurvival`; ``within_reach`` says of each test row whether a bound allows a success.
+The metadata hold ``format``, ``challenge``, ``eps``, ``security_parameter`` and
+``certified_radius``.
 """
 
 import hashlib
@@ -11,34 +17,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
 from skmrr.attacks.result import verified
-from skmrr.bench.networks import build_digits, build_small_certified
+from skmrr.bench.architectures import build_digits, build_small_certified
 from skmrr.bench.submissions import ChallengeScore, positions, refusals, submitted
 from skmrr.bench.victims import load_victim, predict, train_digits
 from skmrr.calibration import ConformalSurvival
 from skmrr.datasets import load_digits_images
-from skmrr.evaluation.certified import classes_within_reach
+from skmrr.defenders import CertifiedDefender
+from skmrr.evaluation.bounds import classes_within_reach
 from skmrr.evaluation.metrics import exact_interval
-from skmrr.latent import LatentDefender
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.detector import DetectorModule
+from skmrr.nn.detector_module import DetectorModule, Evidence
+from skmrr.nn.fusion import Alone
 from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
+from skmrr.nn.members import Members
+from skmrr.nn.tapped import Tapped
 
-VERSION = 1
+VERSION = 1  # of the challenge: its rule, victim and detector
+FORMAT = "2"  # of the file
 EPS = 0.1
 SECURITY_PARAMETER = 0.05
 TOLERANCE = 1e-6  # of distances, for the rounding of single precision
 
-WEIGHTS = Path(__file__).with_name("challenge-v1.safetensors")
-SHA256 = "183fdfec9e80640e48bc66d173bbe064e20de727bd25417099a5843816d5ac6c"
+WEIGHTS = Path(__file__).with_name("challenge.safetensors")
+SHA256 = "1a3c0681ec82a49fb7ca8aed1cd5e33ea4b34caba82063c1b63ffa59a30dc8da"
 
 SEED = 1
 N_TEST, N_CALIBRATION = 500, 300
 CERTIFIED_RADIUS = 0.075
-CALIBRATION = ("knots", "log_survival", "tail_rate", "group_of_class", "n_rows")
 WITHIN_REACH = "within_reach"
 
 Images = tuple[np.ndarray, np.ndarray]
@@ -81,7 +91,7 @@ def _split() -> list[Images]:
     return [(X[part], y[part]) for part in parts]
 
 
-def build() -> LatentDefender:
+def build() -> CertifiedDefender:
     """Train victim and detector from scratch, as those in the file were.
 
     The victim learns the training rows as they are (70 epochs of Adam), and so does a small network
@@ -95,17 +105,16 @@ def build() -> LatentDefender:
 
     Returns
     -------
-    LatentDefender
+    CertifiedDefender
         With its victim, ready for `save`.
     """
     X, y = training_rows()
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_digits, train_digits(SEED, X, y))
         network = build_small_certified()
-    detector = LatentDefender(
+    detector = CertifiedDefender(
         network,
         classifier=victim,
-        statistic="certified",
         exploration_radius=0.15,
         certified_radius=CERTIFIED_RADIUS,
         clip_values=(0, 1),
@@ -119,7 +128,7 @@ def build() -> LatentDefender:
     return detector.fit(X, y).calibrate(calibration_rows()[0])
 
 
-def save(detector: LatentDefender, path: str | PathLike) -> str:
+def save(detector: CertifiedDefender, path: str | PathLike) -> str:
     """Write what `build` returns to a file, with the test rows on which a bound allows a success.
 
     Returns
@@ -127,22 +136,37 @@ def save(detector: LatentDefender, path: str | PathLike) -> str:
     str
         SHA-256 of the file.
     """
-    defended = detector.defended_classifier()
-    tensors = {name: value.contiguous() for name, value in defended.state_dict().items()}
+    assert isinstance(detector.classifier, torch.nn.Module)
+    parts = {
+        "victim": detector.classifier.state_dict(),
+        "network": detector.statistic_.latent_map.network_state(),
+        "calibration": detector.module_.survival.state_dict(),
+    }
+    tensors = {
+        f"{part}/{name}": value.contiguous()
+        for part, state in parts.items()
+        for name, value in state.items()
+    }
     tensors[WITHIN_REACH] = _within_reach(detector)
-    rule = {"challenge": VERSION, "eps": EPS, "security_parameter": SECURITY_PARAMETER}
+    rule = {
+        "format": FORMAT,
+        "challenge": VERSION,
+        "eps": EPS,
+        "security_parameter": SECURITY_PARAMETER,
+        "certified_radius": CERTIFIED_RADIUS,
+    }
     data = safetensors.save(tensors, {name: str(value) for name, value in rule.items()})
     Path(path).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _within_reach(detector: LatentDefender) -> Tensor:
+def _within_reach(detector: CertifiedDefender) -> Tensor:
     """Test rows that the victim gets right and no bound rules an attack out on."""
     X, y = test_rows()
     x, labels = torch.as_tensor(X), torch.as_tensor(y)
     # what `score` lets pass is a little more than ε
     classes = classes_within_reach(detector, x, labels, EPS + TOLERANCE, SECURITY_PARAMETER)
-    return classes.any(1) & torch.as_tensor(predict(detector.classifier, X) == y)
+    return classes.any(1) & torch.as_tensor(predict(detector.evidence_.classifier.network, X) == y)
 
 
 def load(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> DefendedClassifier:
@@ -173,16 +197,21 @@ def load(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> Defe
     >>> challenge.load()(torch.as_tensor(x[:3])).shape
     torch.Size([3, 11])
     """
-    state = _read(path, sha256)
-    del state[WITHIN_REACH]
-    survival = {name: state[f"detector.calibration.{name}"] for name in CALIBRATION}
+    tensors = _read(path, sha256)
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
     with torch.random.fork_rng(devices=[]):  # of the weights drawn here, none is kept
-        network, victim = IntervalMap(build_small_certified()), build_digits()
-    statistic = CertifiedStatistic(network, CERTIFIED_RADIUS, (0, 1))
-    detector = DetectorModule(statistic, torch.arange(10), ConformalSurvival(**survival))
-    defended = DefendedClassifier(victim, detector, SECURITY_PARAMETER)
-    defended.load_state_dict(state)
-    return defended.requires_grad_(False).eval()
+        network, victim = build_small_certified(), build_digits()
+    network.load_state_dict(part("network/"))
+    victim.load_state_dict(part("victim/"))
+    interval_map = IntervalMap(network, keep_weights=True)
+    statistic = CertifiedStatistic(interval_map, CERTIFIED_RADIUS, (0, 1))
+    evidence = Evidence(Tapped(victim), Members([statistic]), torch.arange(10))
+    survival = ConformalSurvival(**part("calibration/"))
+    detector = DetectorModule(evidence, survival, Alone()).requires_grad_(False)
+    return DefendedClassifier(detector, SECURITY_PARAMETER).eval()
 
 
 def within_reach(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> np.ndarray:
@@ -202,6 +231,13 @@ def _read(path: str | PathLike, sha256: str | None) -> dict[str, Tensor]:
             f"{path} is not the published challenge: its SHA-256 is {found}, not {sha256}. "
             "Install skmrr afresh (pip install --force-reinstall --no-deps skmrr), or give "
             "sha256=None for a file of your own."
+        )
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is no challenge in format {FORMAT}, but in {metadata.get('format')}; use the "
+            "version of skmrr that wrote it, or `skmrr challenge build`."
         )
     return safetensors.load(data)
 
@@ -235,7 +271,7 @@ def score(submission: str | PathLike | Mapping) -> ChallengeScore:
     """
     network, reachable = load(), within_reach()
     X, y = test_rows()
-    right = torch.as_tensor(predict(network.classifier, X) == y)
+    right = torch.as_tensor(predict(network.victim, X) == y)
     clean, labels = torch.as_tensor(X), torch.as_tensor(y)
     x = torch.as_tensor(submitted(submission, X))
     claimed = ~x.isnan().flatten(1).all(1)

@@ -1,21 +1,18 @@
 """Figures 4 and 5 of Rouhani et al. (2019), drawn from our own networks and attacks."""
 
-from collections.abc import Callable
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 
-from skmrr.bench.detection import problem_of
 from skmrr.bench.problems import Problem
 from skmrr.bench.report import Report, markdown
-from skmrr.bench.sizes import Sizes
-from skmrr.bench.systems import ENSEMBLE, NO_NOISE, fit_all
-from skmrr.bench.transfer import Logits
+from skmrr.bench.run import Run
+from skmrr.bench.systems import ENSEMBLE, NO_NOISE
+from skmrr.bench.transferability import Logits
 from skmrr.bench.victims import outputs, predict
 from skmrr.nn.replica import LatentMap, replicate
 
@@ -23,34 +20,21 @@ N_POINTS = 1500  # images in a cloud
 SP = 0.01
 
 
-def figures(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Callable[[str], None] = print,
-) -> Report:
+def figures(run: Run) -> Report:
     """Draw figures 4 and 5 for the first seed, and test figure 5's question on all of them.
 
-    Parameters
-    ----------
-    name, seeds, memory, sizes, progress
-        As in `table1`, with which it shares the cache.
-    names : list of str, optional
-        Of no effect: the figures are of the latent defender and its ensemble.
+    They are of the latent defender and its ensemble, whichever detectors the run names. The cache
+    is shared with `table1`.
     """
+    name = run.dataset
     hardness = []
     first: dict[str, Any] = {}
-    for seed in seeds:
-        progress(f"{name}, seed {seed}: figures")
-        problem = problem_of(name, seed, memory, sizes)
-        fitted = fit_all(problem, memory, names=[ENSEMBLE, NO_NOISE], quick=sizes.quick)
+    for problem in run.attacked_problems():
+        fitted = run.fit(problem, [ENSEMBLE, NO_NOISE])
         latent = fitted[ENSEMBLE].detector.named_defenders_["latent_0"]
-        latent_map = latent.module_.statistic.latent_map
+        latent_map = latent.statistic_.latent_map
         frame = hardness_of(problem, fitted[NO_NOISE].detector, latent_map)
-        hardness.append(frame.assign(seed=seed))
+        hardness.append(frame.assign(seed=problem.seed))
         if not first:
             first = {
                 "clouds": clouds_of(problem, latent_map),

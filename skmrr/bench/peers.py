@@ -1,22 +1,21 @@
 """The table of all detectors: accuracy, hold against attackers who know them, cost."""
 
-import joblib
 import pandas as pd
 
 from skmrr.attacks import adaptive_suite
 from skmrr.base import BaseDetector
-from skmrr.bench.detection import (
+from skmrr.bench.report import Report, markdown, spread
+from skmrr.bench.run import Run
+from skmrr.bench.sizes import EPS
+from skmrr.bench.systems import CERTIFIED
+from skmrr.bench.table1 import (
     ROUNDED,
-    Progress,
     costs_of,
     detection_of,
     fitted_problems,
     in_round_numbers,
     table1_report,
 )
-from skmrr.bench.report import Report, markdown, spread
-from skmrr.bench.sizes import EPS, Sizes
-from skmrr.bench.systems import CERTIFIED
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive
 from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.metrics import exact_interval
@@ -24,33 +23,22 @@ from skmrr.evaluation.metrics import exact_interval
 ADAPTIVE_SP = 0.05
 
 
-def peers(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Progress = print,
-) -> Report:
+def peers(run: Run) -> Report:
     """Measure accuracy, hold against attackers who know the detector, and cost, in one table.
 
-    Parameters
-    ----------
-    name, seeds, memory, sizes, names, progress
-        As in `table1`, with which it shares the cache.
+    It shares its cache with `table1`.
     """
     by_seed, costs, success, bounds = {}, [], [], []
+    name, sizes = run.dataset, run.sizes
     eps = EPS[name][-1:] if sizes.quick else EPS[name]
-    for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
+    for problem, fitted in fitted_problems(run):
         seed = problem.seed
-        progress(f"{name}, seed {seed}: scoring")
-        by_seed[seed] = detection_of(problem, fitted, memory)
+        by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
         X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
-            progress(f"{name}, seed {seed}: attacks on {detector}")
-            frame = memory.cache(adaptive_success)(
+            run.tell(seed, f"attacks on {detector}")
+            frame = run.memory.cache(adaptive_success)(
                 system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
             )
             success.append(frame.assign(detector=detector, seed=seed))
@@ -63,7 +51,7 @@ def peers(
                     security_parameters=(ADAPTIVE_SP,),
                 )
                 bounds.append(frame.assign(detector=detector, seed=seed))
-    first = table1_report(name, seeds, by_seed, costs)
+    first = table1_report(run, by_seed, costs)
     frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)

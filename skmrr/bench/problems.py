@@ -14,7 +14,8 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from skmrr.art import Attack, as_art_classifier, modern_attacks, paper_attacks, run_attacks
-from skmrr.bench.networks import build_digits, build_mnist
+from skmrr.bench.architectures import build_digits, build_mnist
+from skmrr.bench.images import load_cifar10, load_imagenette, load_mnist
 from skmrr.bench.victims import (
     batch_of,
     load_victim,
@@ -24,7 +25,7 @@ from skmrr.bench.victims import (
     train_digits,
     train_mnist,
 )
-from skmrr.datasets import load_cifar10, load_digits_images, load_imagenette, load_mnist
+from skmrr.datasets import load_digits_images
 from skmrr.evaluation import Successes
 
 N_VICTIM, N_FIT = 50_000, 20_000  # training images of MNIST's victim, and of the detectors

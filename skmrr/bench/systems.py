@@ -6,6 +6,7 @@ Each is as its paper has it, as far as clean images allow; docstrings say where 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import joblib
 from sklearn.base import clone
@@ -25,23 +26,27 @@ from skmrr.baselines import (
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
 )
-from skmrr.bench.networks import (
+from skmrr.bench.architectures import (
     build_certified,
     build_colour_autoencoder,
     build_small_certified,
 )
+from skmrr.bench.images import load_mnist
 from skmrr.bench.problems import N_VICTIM, Problem
 from skmrr.bench.victims import predict
-from skmrr.datasets import load_mnist
+from skmrr.defenders import (
+    CertifiedDefender,
+    LatentDefender,
+    NoiseDefender,
+    default_defenders,
+)
 from skmrr.ensemble import MRREnsemble
-from skmrr.latent import LatentDefender
-from skmrr.nn.hooks import seeded
+from skmrr.nn.placement import seeded
 from skmrr.nn.replica import replicate
-from skmrr.noise import NoiseDefender
 
 ENSEMBLE = "MRREnsemble"
 NO_NOISE = "MRREnsemble, no noise members"
-CERTIFIED = "LatentDefender, certified"
+CERTIFIED = "CertifiedDefender"
 OURS = (ENSEMBLE, NO_NOISE, CERTIFIED)
 DETECTORS = (
     *OURS,
@@ -78,7 +83,7 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
     quick : bool, default=False
         Whether to train everything for a moment only.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "classifier": problem.victim,
         "clip_values": (0, 1),
         "calibration_fraction": 0,
@@ -200,11 +205,13 @@ def fit_rows(problem: Problem, name: str, *, quick: bool = False) -> tuple:
 
 
 def without_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
-    """Ensemble of the same fitted members but those that listen for noise."""
+    """Ensemble of the same fitted members but those that react to noise."""
     members = [
-        (name, FrozenEstimator(member))
-        for name, member in ensemble.named_defenders_.items()
-        if name.startswith("latent")
+        (name, FrozenEstimator(member), weight)
+        for (name, member), weight in zip(
+            ensemble.named_defenders_.items(), ensemble.weights_, strict=True
+        )
+        if not isinstance(member, NoiseDefender)
     ]
     other = MRREnsemble(
         problem.victim,
@@ -218,7 +225,7 @@ def without_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
 
 
 def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:
-    template = {"exploration_radius": "auto", "learning_rate": 3e-3}
+    template: dict[str, Any] = {"exploration_radius": "auto", "learning_rate": 3e-3}
     if problem.name == "cifar10":
         template = {
             "exploration_radius": 2 / 255,
@@ -238,7 +245,7 @@ def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector
     certified = certified | ({"max_epochs": 2} if quick else {})
     return {
         ENSEMBLE: ensemble,
-        CERTIFIED: LatentDefender(network, statistic="certified", **certified, **shared),
+        CERTIFIED: CertifiedDefender(network, **certified, **shared),
     }
 
 
@@ -302,8 +309,5 @@ def _halved_ensemble(problem: Problem, shared: dict, quick: bool) -> MRREnsemble
         clip_values=(0, 1),
         batch_size=50,
     )
-    noises = {
-        noise: NoiseDefender(noise=noise, clip_values=(0, 1)) for noise in ("dense", "sparse")
-    }
-    members = [("latent_0", latent), *noises.items()]
-    return MRREnsemble(defenders=members, weights=[1, 1, 1, 0.25], **shared)
+    members = default_defenders(problem.victim, latent=latent)
+    return MRREnsemble(defenders=members, **shared)

@@ -11,14 +11,15 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
-from skmrr.bench.networks import (
+from skmrr.bench.architectures import (
     EfficientNetLite0,
     FeatureMaps,
     ResNet,
     build_digits,
     build_mnist,
 )
-from skmrr.datasets import data_home, load_mnist
+from skmrr.bench.data_files import data_home
+from skmrr.bench.images import load_mnist
 
 # Larger batches leave the processor's cache and are slower.
 BATCH, BATCH_VALUES = 100, 1_000_000
@@ -34,12 +35,12 @@ def load_victim(build: Callable[[], nn.Module], weights: dict) -> nn.Module:
     return victim.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-def predict(victim: nn.Module, X) -> np.ndarray:
+def predict(victim: Callable, X) -> np.ndarray:
     """Labels by the victim."""
     return outputs(victim, X).argmax(1)
 
 
-def outputs(network: nn.Module, X) -> np.ndarray:
+def outputs(network: Callable, X) -> np.ndarray:
     """Run a network, which is in evaluation mode, batch by batch."""
     with torch.no_grad():
         return torch.cat([network(x) for x in torch.as_tensor(X).split(batch_of(X))]).numpy()

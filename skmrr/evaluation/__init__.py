@@ -6,16 +6,12 @@ from skmrr.evaluation.adaptive import (
     evasion_cost,
     flag_rates,
 )
-from skmrr.evaluation.certified import certified_success_rate
-from skmrr.evaluation.cost import fitted_bytes, scoring_cost
+from skmrr.evaluation.bounds import certified_success_rate
 from skmrr.evaluation.displays import (
     CostDisplay,
-    DetectionDetDisplay,
     DetectionRocDisplay,
-    EvasionCostDisplay,
     RiskHistogramDisplay,
     SuccessCurveDisplay,
-    TprAtFprDisplay,
 )
 from skmrr.evaluation.frames import DetectionEvaluation, over_seeds
 from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
@@ -26,19 +22,17 @@ from skmrr.evaluation.scorers import (
     roc_auc_scorer,
     tpr_at_fpr_scorer,
 )
+from skmrr.evaluation.scoring_cost import fitted_bytes, scoring_cost
 from skmrr.evaluation.successes import Successes
 
 __all__ = [
     "AdaptiveEvaluation",
     "CostDisplay",
-    "DetectionDetDisplay",
     "DetectionEvaluation",
     "DetectionRocDisplay",
-    "EvasionCostDisplay",
     "RiskHistogramDisplay",
     "SuccessCurveDisplay",
     "Successes",
-    "TprAtFprDisplay",
     "auc_interval",
     "average_precision_scorer",
     "balanced_accuracy_scorer",

@@ -17,7 +17,7 @@ from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
 from skmrr.evaluation.attacked_rows import as_rows, asked, classifier_of, clip_values_of
-from skmrr.evaluation.certified import classes_within_reach
+from skmrr.evaluation.bounds import classes_within_reach
 from skmrr.evaluation.metrics import exact_interval
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ class IntervalMap(LatentMap):
         head = traced.get_submodule(last.target) if last.op == "call_module" else None
         if not isinstance(head, nn.Linear):
             raise TypeError("The network must end in a linear layer, which gives the logits.")
-        self.head = head
+        self.head, self.head_name = head, str(last.target)
         output.args = (last.args[0],)
         graph.erase_node(last)
         traced.delete_all_unused_submodules()
@@ -74,6 +74,11 @@ class IntervalMap(LatentMap):
         Networks err on different rows, so that their mean rules out more than each of them.
         """
         return cls(_Average(maps), keep_weights=True).requires_grad_(False)
+
+    def network_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names in the network."""
+        head = self.head.state_dict(prefix=f"{self.head_name}.")
+        return {**self.body.state_dict(), **head}
 
     def features_and_logits(self, x):
         """Run the network; φ(x) is the normalised input of its last layer."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmrr.evaluation.displays.base import ScoreDisplay, last_step, percent, scores_by_kind
+from skmrr._sklearn import check_matplotlib_support
+from skmrr.evaluation.displays.display import ScoreDisplay, last_step, percent, scores_by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.metrics import auc, roc_curve
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from skmrr.evaluation.displays.base import (
+from skmrr._sklearn import check_matplotlib_support
+from skmrr.evaluation.displays.display import (
     FALSE_ALARMS,
     ScoreDisplay,
     label_log_axis,

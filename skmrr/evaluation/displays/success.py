@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_matplotlib_support, check_pandas_support
 
+from skmrr._sklearn import check_matplotlib_support, check_pandas_support
 from skmrr.evaluation.adaptive import WORST, AdaptiveEvaluation
-from skmrr.evaluation.displays.base import Display, check_columns, percent
+from skmrr.evaluation.displays.display import Display, check_columns, percent
 from skmrr.evaluation.metrics import exact_interval
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skmrr.evaluation.displays.base import Display, check_columns, label_log_axis
+from skmrr.evaluation.displays.display import Display, check_columns, label_log_axis
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Formats of image data: compressed images, sheets of them, the CIFAR-10 binaries."""
+"""Formats of image data: compressed images, the CIFAR-10 binaries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skmrr._dataset_files import Bytes, read
+from skmrr.bench.data_files import Bytes
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -40,17 +40,6 @@ def centre_crop(image: Any, size: int) -> Bytes:
         image = image.resize((round(image.width * scale), round(image.height * scale)))
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def read_sheets(path: Path, n_samples: int) -> tuple[Bytes, NDArray[Any]]:
-    """Decode as many WebP sheets of 10 × 10 images as hold ``n_samples``."""
-    webp, offset, labels = read(path, "webp", "offset", "y_train")
-    n_sheets = min(-(-n_samples // 100), len(offset) - 1)
-    images = np.empty((n_sheets, 100, 32, 32, 3), np.uint8)
-    for sheet, start, stop in zip(images, offset[:n_sheets], offset[1:], strict=False):
-        tiles = np.asarray(decode(webp[start:stop])).reshape(10, 32, 10, 32, 3)
-        sheet[:] = tiles.swapaxes(1, 2).reshape(100, 32, 32, 3)  # row column height width channel
-    return images.reshape(-1, 32, 32, 3), labels[: 100 * n_sheets]
 
 
 def parse_cifar10(archive: Path) -> dict[str, Any]:

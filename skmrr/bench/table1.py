@@ -1,16 +1,16 @@
 """Table 1, of attacks that see the victim alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import joblib
 import numpy as np
 import pandas as pd
 
 from skmrr.base import BaseDetector
-from skmrr.bench.problems import PROBLEMS, Problem
+from skmrr.bench.problems import Problem
 from skmrr.bench.report import Report, markdown, spread
+from skmrr.bench.run import Run
 from skmrr.bench.sizes import PAPER_TABLE1, Sizes
-from skmrr.bench.systems import OURS, Fitted, fit_all
+from skmrr.bench.systems import OURS, Fitted
 from skmrr.bench.victims import predict
 from skmrr.evaluation import (
     CostDisplay,
@@ -26,72 +26,35 @@ from skmrr.evaluation.protocol import evaluate_scores
 from skmrr.evaluation.successes import CLEAN, check_attacks, rows_to_score
 from skmrr.threshold import ADVERSARIAL
 
-Progress = Callable[[str], None]
 TABLE1_SP = (0.01, 0.05)
 ROUNDED = {"fit_seconds": "{:.0f}", "score_cost": "{:.1f}", "megabytes": "{:.2f}"}
 N_ANSWERED = 2000  # images that rivals with a classifier of their own answer
 HIGHEST_DRAWN = 0.9999  # a logit axis has no place for 0 and 1
 
 
-def problem_of(name: str, seed: int, memory: joblib.Memory, sizes: Sizes) -> Problem:
-    """Problem with its attacks."""
-    return PROBLEMS[name](seed, memory, n_attacked=sizes.n_attacked, kinds=sizes.kinds)
-
-
-def table1(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Progress = print,
-) -> Report:
-    """Measure how well each detector tells clean images from each attack at each strength.
-
-    Parameters
-    ----------
-    name : {"digits", "mnist", "cifar10", "imagenette"}
-        Problem.
-    seeds : list of int
-        Of splits and attacked images, and of victims and detectors where a victim is trained.
-    memory : joblib.Memory
-        Cache; an interrupted run resumes from it.
-    sizes : Sizes
-        How large the run is.
-    names : list of str, optional
-        Detectors; all by default.
-    progress : callable
-        Told what begins.
-    """
+def table1(run: Run) -> Report:
+    """Measure how well each detector tells clean images from each attack at each strength."""
     by_seed, costs = {}, []
-    for problem, fitted in fitted_problems(name, seeds, memory, sizes, names, progress):
-        progress(f"{name}, seed {problem.seed}: scoring")
-        by_seed[problem.seed] = detection_of(problem, fitted, memory)
-        costs.append(costs_of(problem, fitted, sizes))
-    return table1_report(name, seeds, by_seed, costs)
+    for problem, fitted in fitted_problems(run):
+        by_seed[problem.seed] = detection_of(run, problem, fitted)
+        costs.append(costs_of(problem, fitted, run.sizes))
+    return table1_report(run, by_seed, costs)
 
 
-def fitted_problems(
-    name: str, seeds: list[int], memory: joblib.Memory, sizes: Sizes, names, progress: Progress
-) -> Iterator[tuple[Problem, dict[str, Fitted]]]:
+def fitted_problems(run: Run) -> Iterator[tuple[Problem, dict[str, Fitted]]]:
     """Of each seed the problem with its attacks, and the detectors fitted on it."""
-    for seed in seeds:
-        progress(f"{name}, seed {seed}: victim and attacks")
-        problem = problem_of(name, seed, memory, sizes)
+    for problem in run.attacked_problems():
         check_disjoint(
             X_fit=problem.X_fit, X_calibration=problem.X_calibration, X_test=problem.X_test
         )
-        yield problem, fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
+        yield problem, run.fit(problem, run.detectors)
 
 
 def table1_report(
-    name: str,
-    seeds: list[int],
-    by_seed: dict[int, DetectionEvaluation],
-    costs: list[pd.DataFrame],
+    run: Run, by_seed: dict[int, DetectionEvaluation], costs: list[pd.DataFrame]
 ) -> Report:
     """Join what was measured for each seed."""
+    name = run.dataset
     outcome = DetectionEvaluation.concat(by_seed)
     frames = {
         "detection": outcome.detection,
@@ -101,7 +64,7 @@ def table1_report(
     return Report(
         f"table1-{name}",
         f"Table 1: attacks on the victim alone, {name}",
-        table1_text(name, seeds, frames),
+        table1_text(run, frames),
         frames,
         {
             "roc_worst_case": lambda: draw_roc(outcome, f"{name}: worst case of each image"),
@@ -110,13 +73,12 @@ def table1_report(
     )
 
 
-def detection_of(
-    problem: Problem, fitted: dict[str, Fitted], memory: joblib.Memory
-) -> DetectionEvaluation:
+def detection_of(run: Run, problem: Problem, fitted: dict[str, Fitted]) -> DetectionEvaluation:
     """Evaluate fitted detectors on all attacks of a problem."""
+    run.tell(problem.seed, "scoring")
     is_right = np.isin(np.arange(len(problem.y_test)), problem.rows)
     check_attacks(problem.attacks, is_right)
-    score = memory.cache(score_samples)
+    score = run.memory.cache(score_samples)
     sets = rows_to_score(problem.X_test, problem.attacks)
     scores = {
         name: {kind: score(system.detector, X) for kind, X in sets.items()}
@@ -181,8 +143,9 @@ SAID = {
 }
 
 
-def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) -> str:
+def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     """Markdown of table 1."""
+    name = run.dataset
     detection, flagged = frames["detection"], frames["flagged"]
     table = over_seeds(detection, ["attack", "detector"], ["auc", "tpr_0.01"])
     paper = PAPER_TABLE1.get(name, {})
@@ -214,7 +177,7 @@ def table1_text(name: str, seeds: list[int], frames: dict[str, pd.DataFrame]) ->
     rows = clean.groupby("rows")["n_rows"].sum()
     right = rows[f"{CLEAN}, victim right"] / rows[CLEAN]
     costs = frames["cost"].drop(columns="seed").groupby("detector", sort=False).mean()
-    n = len(seeds)
+    n = len(run.seeds)
     pooled = "The paper pools all strengths of an attack. " if paper else ""
     return "\n\n".join(
         [

@@ -1,18 +1,17 @@
 """Black-box transfer: adversarials of each network shown to each other one and to each detector."""
 
-from collections.abc import Callable
-
 import joblib
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from skmrr.bench.networks import build_digits
+from skmrr.bench.architectures import build_digits
 from skmrr.bench.problems import PROBLEMS, Problem, with_attacks
 from skmrr.bench.report import Report, markdown
+from skmrr.bench.run import Run
 from skmrr.bench.sizes import Sizes
-from skmrr.bench.systems import ENSEMBLE, OURS, fit_all
+from skmrr.bench.systems import ENSEMBLE, OURS, Fitted
 from skmrr.bench.victims import load_victim, predict, read_resnet, train_digits
 from skmrr.ensemble import MRREnsemble
 from skmrr.evaluation import over_seeds
@@ -23,62 +22,55 @@ TRANSFER_KINDS = ("FGSM", "BIM", "CW")
 SP = 0.05
 
 
-def transfer(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Callable[[str], None] = print,
-) -> Report:
-    """Measure which adversarials of one network fool another, and which detectors notice.
-
-    Parameters
-    ----------
-    name : {"digits", "mnist", "cifar10"}
-        Problem.
-    seeds : list of int
-        As in `table1`.
-    memory : joblib.Memory
-        Cache.
-    sizes : Sizes
-        How large the run is.
-    names : list of str, optional
-        Detectors; all by default.
-    progress : callable
-        Told what begins.
-    """
-    matrix, detection = [], []
-    for seed in seeds:
-        problem = PROBLEMS[name](seed, memory, kinds=())
-        fitted = fit_all(problem, memory, names=names, quick=sizes.quick, progress=progress)
-        networks = networks_of(
-            problem, fitted[ENSEMBLE].detector if ENSEMBLE in fitted else None, memory
-        )
-        X, y_true = right_everywhere(problem, networks)
+def transfer(run: Run) -> Report:
+    """Measure which adversarials of one network fool another, and which detectors notice."""
+    name = run.dataset
+    matrix: list[dict] = []
+    detection: list[dict] = []
+    for problem in run.problems(kinds=()):
+        fitted = run.fit(problem, run.detectors)
+        ensemble = fitted[ENSEMBLE].detector if ENSEMBLE in fitted else None
+        networks = networks_of(problem, ensemble, run.memory)
+        X, y = right_everywhere(problem, networks)
         for source, network in networks.items():
-            progress(f"{name}, seed {seed}: adversarials of the {source}")
-            images = made_on(problem, network, X, y_true, memory, sizes)
+            run.tell(problem.seed, f"adversarials of the {source}")
+            images = made_on(problem, network, X, y, run.memory, run.sizes)
             for attack, successes in images.attacks.items():
-                if not len(successes.X):
-                    continue
-                x, y = successes.X, y_true[successes.rows]
-                record = {"seed": seed, "attack": attack, "source": source, "n_rows": len(x)}
-                for target, other in networks.items():
-                    fooled = float((predict(other, x) != y).mean())
-                    matrix.append({**record, "target": target, "fooled": fooled})
-                fooling = predict(problem.victim, x) != y
-                for detector, system in fitted.items():
-                    flagged = system.detector.score_samples(x) < np.log(SP)
-                    accepted = float((fooling & ~flagged).mean())
-                    caught = float(flagged[fooling].mean()) if fooling.any() else np.nan
-                    columns = {"detector": detector, "flagged": caught, "accepted": accepted}
-                    detection.append({**record, **columns})
+                if len(successes.X):
+                    made = {"seed": problem.seed, "attack": attack, "source": source}
+                    made["n_rows"] = len(successes.X)
+                    labels = y[successes.rows]
+                    matrix += fooled_by(successes.X, labels, networks, made)
+                    detection += noticed_by(successes.X, labels, problem.victim, fitted, made)
     frames = {"matrix": pd.DataFrame(matrix), "detectors": pd.DataFrame(detection)}
     return Report(
         f"transfer-{name}", f"Transfer between networks, {name}", transfer_text(frames), frames
     )
+
+
+def fooled_by(x, labels, networks: dict[str, nn.Module], made: dict) -> list[dict]:
+    """Share of adversarials that fool each network."""
+    return [
+        {**made, "target": target, "fooled": float((predict(other, x) != labels).mean())}
+        for target, other in networks.items()
+    ]
+
+
+def noticed_by(x, labels, victim: nn.Module, fitted: dict[str, Fitted], made: dict) -> list[dict]:
+    """Share of adversarials that fool the victim and pass each detector, and that it flags."""
+    fooling = predict(victim, x) != labels
+    records = []
+    for detector, system in fitted.items():
+        flagged = system.detector.score_samples(x) < np.log(SP)
+        records.append(
+            {
+                **made,
+                "detector": detector,
+                "flagged": float(flagged[fooling].mean()) if fooling.any() else np.nan,
+                "accepted": float((fooling & ~flagged).mean()),
+            }
+        )
+    return records
 
 
 def networks_of(
@@ -98,7 +90,7 @@ def networks_of(
         networks["re-seeded victim"] = other.victim
     if ensemble is not None:
         latent = ensemble.named_defenders_["latent_0"]
-        networks["latent defender"] = Logits(latent.module_.statistic.latent_map).eval()
+        networks["latent defender"] = Logits(latent.statistic_.latent_map).eval()
     return networks
 
 

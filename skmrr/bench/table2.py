@@ -1,6 +1,6 @@
 """Table 2: how much farther Carlini's attack has to go when it knows the detector."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,89 +12,64 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from skmrr.attacks import AttackResult, carlini_l2, worst_case
+from skmrr.base import BaseDetector
 from skmrr.baselines import APEGANDetector, EfficientDefensesDetector, MagNetDetector
-from skmrr.bench.problems import PROBLEMS, Problem
+from skmrr.bench.problems import Problem
 from skmrr.bench.report import Report, markdown
+from skmrr.bench.run import Run
 from skmrr.bench.sizes import PAPER_PRIOR_ART, PAPER_TABLE2, Sizes
-from skmrr.bench.systems import TABLE2, detectors_on, fit_all
-from skmrr.bench.victims import as_arrays, predict
+from skmrr.bench.systems import TABLE2, detectors_on
+from skmrr.bench.victims import predict
+from skmrr.defenders import LatentDefender, default_defenders
 from skmrr.ensemble import MRREnsemble
-from skmrr.latent import LatentDefender
+from skmrr.nn.fingerprint import fingerprint
 
 TABLE2_SP = (0.01, 0.05)
 BUDGETS = (1.1, 1.5, 2.0)
 
 
-def table2(
-    name: str,
-    seeds: list[int],
-    memory: joblib.Memory,
-    sizes: Sizes,
-    *,
-    names: list[str] | None = None,
-    progress: Callable[[str], None] = print,
-) -> Report:
+def table2(run: Run) -> Report:
     """Measure the L2 distortion that defeats victim and detector together.
 
-    Parameters
-    ----------
-    name : {"digits", "mnist", "cifar10", "imagenette"}
-        Problem.
-    seeds : list of int
-        As in `table1`.
-    memory : joblib.Memory
-        Cache.
-    sizes : Sizes
-        How large the run is.
-    names : list of str, optional
-        Systems, "N" for numbers of narrow latent defenders; all by default.
-    progress : callable
-        Told what begins.
+    Among the run's detectors "N" stands for numbers of narrow latent defenders.
     """
-    wanted = names
-    if wanted is None:
-        wanted = ["N", *(system for system in TABLE2 if system in detectors_on(name))]
+    name = run.dataset
+    wanted = run.detectors or ["N", *(system for system in TABLE2 if system in detectors_on(name))]
     frame = pd.concat(
-        [
-            distortions(PROBLEMS[name](seed, memory, kinds=()), wanted, memory, sizes, progress)
-            for seed in seeds
-        ],
+        [distortions(run, problem, wanted) for problem in run.problems(kinds=())],
         ignore_index=True,
     )
     table = summarised(frame)
     return Report(
         f"table2-{name}",
         f"Table 2: Carlini-L2 that knows the detector, {name}",
-        table2_text(name, table, sizes, len(seeds)),
+        table2_text(name, table, run.sizes, len(run.seeds)),
         {"images": frame, "table2": table.reset_index()},
     )
 
 
-def distortions(
-    problem: Problem, wanted: list[str], memory: joblib.Memory, sizes: Sizes, progress
-) -> pd.DataFrame:
+def distortions(run: Run, problem: Problem, wanted: list[str]) -> pd.DataFrame:
     """L2 distortion of each image with the detector and without, by system and SP."""
-    told = f"{problem.name}, seed {problem.seed}:"
-    systems: dict[str, MRREnsemble | LatentDefender] = {}
+    sizes, seed = run.sizes, problem.seed
+    systems: dict[str, BaseDetector] = {}
     if "N" in wanted:
-        progress(f"{told} {max(sizes.numbers)} narrow latent defenders")
-        systems |= numbered(problem, memory, sizes)
-    from_table1 = [system for system in wanted if system != "N"]
-    fitted = fit_all(problem, memory, names=from_table1, quick=sizes.quick, progress=progress)
+        run.tell(seed, f"{max(sizes.numbers)} narrow latent defenders")
+        systems |= numbered(problem, run.memory, sizes)
+    fitted = run.fit(problem, [system for system in wanted if system != "N"])
     systems |= {system: one.detector for system, one in fitted.items()}
     attack = partial(
-        memory.cache(carlini, ignore=["network", "problem"]),
+        run.memory.cache(carlini, ignore=["network", "problem"]),
         problem=problem,
         n_images=sizes.n_carlini,
         search_steps=sizes.carlini_search,
         max_iter=sizes.carlini_steps,
     )
-    progress(f"{told} Carlini-L2 on the victim alone")
+    run.tell(seed, "Carlini-L2 on the victim alone")
     alone = attack(_key(problem.victim, 0, problem), problem.victim)
     images = []
     for system in attacked_networks(problem, systems):
         sp = system.security_parameter
-        progress(f"{told} Carlini-L2 on {system.system}, SP {sp:g}")
+        run.tell(seed, f"Carlini-L2 on {system.system}, SP {sp:g}")
         both = attack(_key(system.network, sp, problem), system.network)
         # Where the victim answers, what passes both fools it too.
         nearest = worst_case([alone, both]) if system.has_victim else alone
@@ -106,7 +81,7 @@ def distortions(
             "l2_alone": nearest.distortion.numpy(),
             "right": right_without_attack(system, problem, sizes),
             "false_alarms": system.false_alarms,
-            "seed": problem.seed,
+            "seed": seed,
         }
         images.append(pd.DataFrame(columns))
     return pd.concat(images, ignore_index=True)
@@ -117,27 +92,27 @@ def numbered(problem: Problem, memory: joblib.Memory, sizes: Sizes) -> dict[str,
     template = LatentDefender(
         exploration_radius="auto", learning_rate=3e-3, max_epochs=sizes.member_epochs
     )
-    members = memory.cache(fit_members)(
-        MRREnsemble(
-            problem.victim,
-            n_defenders=max(sizes.numbers),
-            width=0.25,
-            input_defender=False,
-            margin=False,
-            estimator=template,
-            clip_values=(0, 1),
-            calibration_fraction=0,
-            random_state=problem.seed,
-        ),
-        problem.X_fit,
-        problem.y_fit,
+    members = default_defenders(
+        problem.victim,
+        latent=template,
+        n_latent=max(sizes.numbers),
+        width=0.25,
+        margin=False,
+        noise=False,
     )
+    ensemble = MRREnsemble(
+        problem.victim,
+        defenders=members,
+        clip_values=(0, 1),
+        calibration_fraction=0,
+        random_state=problem.seed,
+    )
+    fitted = memory.cache(fit_members)(ensemble, problem.X_fit, problem.y_fit)
     labels = predict(problem.victim, problem.X_calibration)
     return {
         f"{n} latent": MRREnsemble(
             problem.victim,
-            defenders=[(key, FrozenEstimator(member)) for key, member in members[:n]],
-            margin=False,
+            defenders=[(key, FrozenEstimator(member), 1) for key, member in fitted[:n]],
             clip_values=(0, 1),
             random_state=problem.seed,
         ).fit(problem.X_calibration, labels)
@@ -259,4 +234,4 @@ def table2_text(name: str, table: pd.DataFrame, sizes: Sizes, n_seeds: int) -> s
 
 def _key(network: nn.Module, sp: float, problem: Problem) -> str:
     """Hash of a network's values, which unlike a tensor's is the same in every process."""
-    return joblib.hash((as_arrays(network), sp, problem.seed, problem.name))
+    return joblib.hash((fingerprint(network), sp, problem.seed, problem.name))

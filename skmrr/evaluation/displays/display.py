@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 
+from skmrr._sklearn import check_matplotlib_support
 from skmrr.evaluation.scorers import _is_adversarial
 
 if TYPE_CHECKING:

@@ -74,10 +74,10 @@ def _run(
     measure: str, dataset, seeds, output, quick, attacked, adaptive, effort, detectors, threads
 ):
     """Run one measurement and write its report."""
-    from skmrr.bench import adaptive as table2_of
-    from skmrr.bench import detection, report, transfer
     from skmrr.bench import figures as figures_of
     from skmrr.bench import peers as peers_of
+    from skmrr.bench import report, table1, table2, transferability
+    from skmrr.bench.run import Run
     from skmrr.bench.sizes import QUICK, SIZES
     from skmrr.bench.systems import detectors_on
 
@@ -100,10 +100,10 @@ def _run(
         sizes, **{key: value for key, value in changes.items() if value is not None}
     )
     measures = {
-        "table1": detection.table1,
+        "table1": table1.table1,
         "peers": peers_of.peers,
-        "table2": table2_of.table2,
-        "transfer": transfer.transfer,
+        "table2": table2.table2,
+        "transfer": transferability.transfer,
         "figures": figures_of.figures,
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -114,12 +114,10 @@ def _run(
         bar.set_postfix_str(text)
         bar.update()
 
-    numbers = list(range(1, seeds + 1))
-    origin = report.provenance(typed(), numbers)
+    numbers = tuple(range(1, seeds + 1))
+    origin = report.provenance(typed(), list(numbers))
     with bar:
-        outcome = measures[measure](
-            name, numbers, memory, sizes, names=detectors or None, progress=progress
-        )
+        outcome = measures[measure](Run(name, numbers, memory, sizes, detectors or None, progress))
     if effort > 1:
         outcome = dataclasses.replace(
             outcome,
@@ -240,7 +238,3 @@ def _friendly():
 def main() -> None:
     """Run the command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""The command ``skmrr``."""
+
+from skmrr.cli.commands import app, main, typed
+
+__all__ = ["app", "main", "typed"]

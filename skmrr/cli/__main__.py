@@ -1,0 +1,5 @@
+"""``python -m skmrr.cli``."""
+
+from skmrr.cli.commands import main
+
+main()
