@@ -73,7 +73,12 @@ classifier.eval()
 
 ensemble = MRREnsemble(
     classifier,
-    estimator=LatentDefender(exploration_radius="auto", learning_rate=3e-3, max_epochs=args.epochs),
+    defenders=default_defenders(
+        classifier,
+        latent=LatentDefender(
+            exploration_radius="auto", learning_rate=3e-3, max_epochs=args.epochs
+        ),
+    ),
     clip_values=(0, 1),
     security_parameter=SP,
     calibration_fraction=0,
