@@ -144,6 +144,7 @@ print(f"({len(X_new)} images calibrate: with more of them, chance allows less)")
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 attacked = np.concatenate(list(scores.values()))
+left.set_yscale("log")
 RiskHistogramDisplay.from_predictions(
     classes_of(clean_score, attacked),
     np.r_[clean_score, attacked],
@@ -152,7 +153,7 @@ RiskHistogramDisplay.from_predictions(
     name="all attacks",
     bins=40,
 )
-left.set(yscale="log", title="Risk of clean and attacked images")
+left.set_title("Risk of clean and attacked images")
 for name, score in scores.items():
     DetectionRocDisplay.from_predictions(
         classes_of(clean_score, score), np.r_[clean_score, score], name=name, ax=right
