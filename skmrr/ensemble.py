@@ -245,9 +245,8 @@ class MRREnsemble(BaseComposition, BaseDetector):
         self.named_defenders_ = Bunch(
             **dict(zip(self.member_names_, map(unfrozen, fitted), strict=True))
         )
-        home = self._device()
         statistics = [
-            as_statistic(member, self.classifier, rows.shape, home)
+            as_statistic(member, self.classifier, rows.shape)
             for member in self.named_defenders_.values()
         ]
         return Members(statistics, rows.shape)
@@ -255,27 +254,25 @@ class MRREnsemble(BaseComposition, BaseDetector):
     def _prepared(self, members, rows, train, random_state) -> list:
         """Clones of the members, given what they take from the ensemble."""
         members = [clone(member) for member in members]
-        detectors = [detector_of(member) for member in members if not is_frozen(member)]
+        new = [(detector_of(m), isinstance(m, Pipeline)) for m in members if not is_frozen(m)]
         explorers = [
             detector
-            for detector in detectors
+            for detector, _ in new
             if isinstance(detector, LatentDefender) and detector.exploration_radius == "auto"
         ]
         if explorers and self.classifier is not None:  # measured once for all
             radius = measure_tolerance(self.classifier, rows, train, self.clip_values, random_state)
             for explorer in explorers:
                 explorer.set_params(exploration_radius=radius)
-        for member, detector in [(m, detector_of(m)) for m in members if not is_frozen(m)]:
-            detector.set_params(calibration_fraction=0.0)
+        for detector, is_piped in new:
             seed = int(random_state.randint(MAX_SEED))
             if detector.random_state is None:
                 detector.set_params(random_state=seed)
             if detector.device == "auto":
                 detector.set_params(device=self.device)
-            if not isinstance(member, Pipeline):
-                for name in ("clip_values", "input_shape"):
-                    if getattr(detector, name) is None:
-                        detector.set_params(**{name: getattr(self, name)})
+            if detector.clip_values is None and not is_piped:
+                detector.set_params(clip_values=self.clip_values)
+            detector.set_params(calibration_fraction=0.0)
         return members
 
     def _fit_apart(self, members, rows, y, train) -> list:

@@ -1,7 +1,6 @@
 """Members of an ensemble: from fitted estimators to statistics of one pass."""
 
 import numpy as np
-import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -52,9 +51,7 @@ def check_fitted(name: str, detector: BaseDetector, classes: np.ndarray) -> None
         )
 
 
-def as_statistic(
-    member, classifier: nn.Module | None, row_shape: tuple[int, ...], device: torch.device
-) -> Statistic:
+def as_statistic(member, classifier: nn.Module | None, row_shape: tuple[int, ...]) -> Statistic:
     """Turn a fitted member into a statistic of the ensemble's rows and its classifier's pass.
 
     A `FeatureExtractor` of the classifier becomes a tap: the features are taken from the pass that

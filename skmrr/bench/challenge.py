@@ -166,7 +166,7 @@ def _within_reach(detector: CertifiedDefender) -> Tensor:
     x, labels = torch.as_tensor(X), torch.as_tensor(y)
     # what `score` lets pass is a little more than ε
     classes = classes_within_reach(detector, x, labels, EPS + TOLERANCE, SECURITY_PARAMETER)
-    return classes.any(1) & torch.as_tensor(predict(detector.evidence_.classifier.network, X) == y)
+    return classes.any(1) & torch.as_tensor(predict(detector.defended_classifier().victim, X) == y)
 
 
 def load(path: str | PathLike = WEIGHTS, *, sha256: str | None = SHA256) -> DefendedClassifier:
