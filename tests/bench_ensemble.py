@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from skmrr import LatentDefender, MRREnsemble
+from skmrr import LatentDefender, MRREnsemble, default_defenders
 
 N_IMAGES = 2048
 
@@ -43,16 +43,17 @@ def test_side_by_side_is_faster_than_one_by_one(benchmark, victim, n, width):
     """Peers: a loop over the same replicas, and vmap over their stacked weights."""
     X = np.random.default_rng(0).random((N_IMAGES, 1, 28, 28), dtype=np.float32)
     y = np.arange(1000) % 10
-    ensemble = MRREnsemble(
+    defenders = default_defenders(
         victim,
-        n_defenders=n,
+        latent=LatentDefender(realign=False),
+        n_latent=n,
         width=width,
-        input_defender=False,
-        estimator=LatentDefender(realign=False),
-        random_state=0,
-    ).fit(X[:1000], y)
-    statistic = ensemble.module_.statistic
-    replicas = [member.detector.statistic.latent_map for member in statistic.members]
+        margin=False,
+        noise=False,
+    )
+    ensemble = MRREnsemble(victim, defenders=defenders, random_state=0).fit(X[:1000], y)
+    members = ensemble.module_.evidence.members
+    replicas = [member.latent_map for member in members]
     networks = [copy.deepcopy(replica.network) for replica in replicas]
     weights = stack_module_state(networks)
     bare = copy.deepcopy(networks[0]).to("meta")
@@ -71,7 +72,7 @@ def test_side_by_side_is_faster_than_one_by_one(benchmark, victim, n, width):
     seconds = medians(
         {
             "victim": over_batches(victim),
-            "side by side": over_batches(statistic.stack),
+            "side by side": over_batches(members.stack),
             "one by one": over_batches(lambda x: [replica(x) for replica in replicas]),
             "vmap": over_batches(lambda x: at_once(*weights, x)),
             "scoring": lambda: stacked.score_samples(X),

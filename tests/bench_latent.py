@@ -39,7 +39,8 @@ def test_scoring_costs_little_more_than_its_forward_passes(benchmark, victim, st
     defender = LatentDefender(
         replicate(victim), classifier=victim, statistic=statistic, realign=False, random_state=0
     ).fit(X[:1000], y)
-    replica = defender.module_.statistic.latent_map
+    (member,) = defender.module_.evidence.members
+    replica = member.latent_map
 
     def raw_passes():
         with torch.no_grad():

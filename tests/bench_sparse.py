@@ -17,7 +17,8 @@ from sklearn.datasets import load_sample_images
 from sklearn.decomposition import MiniBatchDictionaryLearning, sparse_encode
 from threadpoolctl import threadpool_limits
 
-from skmrr.datasets import load_digits_images, load_mnist
+from skmrr.bench.images import load_mnist
+from skmrr.datasets import load_digits_images
 from skmrr.nn import SparseCoder, learn_dictionary
 from skmrr.nn.patches import Patches
 

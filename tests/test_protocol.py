@@ -417,7 +417,7 @@ def test_scoring_cost_is_in_passes_of_the_classifier(
     detector = kind(victim, clip_values=(0, 1), batch_size=40, random_state=0, **params)
     detector.fit(digits[0][:600], digits[1][:600])
     clock = SimpleNamespace(perf_counter=lambda: Counted.n_passes)
-    monkeypatch.setattr("skmrr.evaluation.scoring_cost.time", clock)
+    monkeypatch.setattr("skmrr.evaluation.costs.time", clock)
     assert scoring_cost(detector, digits[0][:100], repeats=3) == n_passes
     assert victim.training  # as it was
     assert not net.training

@@ -133,9 +133,11 @@ left.errorbar(
     marker="o",
     capsize=3,
 )
-left.set(xlabel="exploration radius", ylabel="AUC, mean and deviation of 4 folds")
+left.set(xlabel="exploration radius", ylabel="AUC, mean and deviation of 4 folds", xticks=radii)
 right.plot(thresholds, threshold_search.cv_results_["mean_test_score"], marker="o")
 right.set(xlabel="security parameter", ylabel="balanced accuracy", xscale="log")
+right.set_xticks(thresholds, [f"{sp:.0%}" for sp in thresholds])
+right.set_xticks([], minor=True)
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_grid_search.png", dpi=120)
 print(f"picture: {args.output / 'plot_grid_search.png'}")

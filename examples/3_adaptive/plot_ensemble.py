@@ -23,7 +23,7 @@ from torch import nn
 
 from skmrr import LatentDefender, MarginDetector, MRREnsemble, default_defenders
 from skmrr.datasets import load_digits_images
-from skmrr.evaluation import false_alarm_interval, tpr_at_fpr
+from skmrr.evaluation import RiskHistogramDisplay, false_alarm_interval, tpr_at_fpr
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=30, help="of the network and of the defenders")
@@ -139,29 +139,18 @@ print(f"  [{low:.1%}, {high:.1%}]")
 # Risks near 1 are easier to tell apart as 1 − risk, a p-value, on a logarithmic scale. With so few
 # images to calibrate on, p-values below about 1 % are extrapolated: they rank and promise nothing.
 
-FARTHEST = 4
-
-
-def evidence(score):
-    """−log₁₀(1 − risk), what lies beyond the axis put at its end."""
-    return np.minimum(-score / np.log(10), FARTHEST)
-
-
 fig, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-bins = np.linspace(0, FARTHEST, 41)
-for score, label in (
-    (clean_score, "clean test images"),
-    (np.concatenate(list(scores.values())), "adversarial images, all attacks"),
-):
-    share = np.full(len(score), 1 / len(score))
-    axis.hist(evidence(score), bins, weights=share, alpha=0.7, label=label)
-axis.axvline(-np.log10(SP), color="black", linestyle="--", label=f"threshold at SP = {SP:.0%}")
-axis.set(
-    xlabel=f"−log₁₀(1 − risk), all beyond {FARTHEST} in the last bar",
-    ylabel="share of images",
-    title="Risk of clean and attacked images",
+attacked = np.concatenate(list(scores.values()))
+RiskHistogramDisplay.from_predictions(
+    np.repeat([0, -1], [len(clean_score), len(attacked)]),  # −1: adversarial
+    np.r_[clean_score, attacked],
+    security_parameters=[SP],
+    scale="p-value",
+    bins=40,
+    name="all attacks",
+    ax=axis,
 )
-axis.legend()
+axis.set_title("Risk of clean and attacked images")
 fig.savefig(args.output / "plot_ensemble_risk.png", dpi=120)
 
 # %%

@@ -189,7 +189,7 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 SuccessCurveDisplay.from_evaluation(outcomes, ax=left)
 left.plot(EPS, bound, "--", color="C2", label="certified: no attack can exceed")
 left.set(title=f"The attacker knows all; {SP:.0%} false alarms")
-left.legend(fontsize=8)
+left.legend(fontsize=8, loc="lower right")
 places = np.arange(len(args.members))
 for shift, (sp, ratio) in zip((-0.2, 0.2), ratios.items(), strict=True):
     bars = right.bar(places + shift, ratio, 0.38, label=f"SP {sp:.0%}")

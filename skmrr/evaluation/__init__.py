@@ -7,6 +7,7 @@ from skmrr.evaluation.adaptive import (
     flag_rates,
 )
 from skmrr.evaluation.bounds import certified_success_rate
+from skmrr.evaluation.costs import fitted_bytes, scoring_cost
 from skmrr.evaluation.displays import (
     CostDisplay,
     DetectionRocDisplay,
@@ -22,7 +23,6 @@ from skmrr.evaluation.scorers import (
     roc_auc_scorer,
     tpr_at_fpr_scorer,
 )
-from skmrr.evaluation.scoring_cost import fitted_bytes, scoring_cost
 from skmrr.evaluation.successes import Successes
 
 __all__ = [
