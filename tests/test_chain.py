@@ -48,8 +48,9 @@ def test_a_step_has_its_size_and_range(planar):
 def test_moving_leaves_rows_and_map_alone(planar):
     latent_map, x, classes = planar
     before = x.clone()
-    move_apart(x, classes, latent_map, **options())
+    move_apart(x, classes, latent_map.train(), **options())
     assert torch.equal(x, before)
+    assert latent_map.training
     assert all(p.grad is None for p in latent_map.parameters())
 
 

@@ -503,6 +503,67 @@ def test_members_of_the_default_can_be_chosen(net):
     assert default_defenders()[0][1].module is None
 
 
+def test_default_members_share_the_weight_of_one_latent_defender(net):
+    template = LatentDefender(max_epochs=7)
+    members = default_defenders(net, latent=template, n_latent=4, layer="2", width=0.5)
+    names, defenders, weights = zip(*members, strict=True)
+    assert names == ("latent_0", "latent_1", "latent_2", "latent_3", "dense", "sparse", "margin")
+    assert weights == (0.25, 0.25, 0.25, 0.25, 1, 0.25, 1)
+    assert template.module is None
+    assert len({id(defender.module) for defender in defenders[:4]}) == 4
+    for defender in defenders[:4]:
+        assert (defender.max_epochs, defender.module.layer, defender.module.width) == (7, "2", 0.5)
+    assert [defender.noise for defender in defenders[4:6]] == ["dense", "sparse"]
+    assert isinstance(defenders[6], MarginDetector)
+
+
+def test_default_members_keep_a_templates_own_module(net):
+    module = replicate(net, "2")
+    members = default_defenders(net, latent=LatentDefender(module), n_latent=2, noise=False)
+    assert [member.module for _, member, _ in members[:2]] == [module, module]
+
+
+def test_default_members_are_used_as_changed(net, digits):
+    X, y = digits
+    members = default_defenders(net, latent=brief)
+    members[1] = ("dense", NoiseDefender(patch_size=3), 0.5)
+    ensemble = MRREnsemble(net, defenders=members, **coarse).fit(X[:600], y[:600])
+    assert ensemble.weights_.tolist() == [1, 0.5, 0.25, 1]
+    assert ensemble.named_defenders_.dense.patch_size_ == 3
+    by_name = MRREnsemble(net, estimator=brief, **coarse).fit(X[:600], y[:600])
+    defaults = MRREnsemble(net, defenders=default_defenders(net, latent=brief), **coarse)
+    expected = defaults.fit(X[:600], y[:600]).score_samples(X[600:])
+    np.testing.assert_array_equal(by_name.score_samples(X[600:]), expected)
+
+
+def test_default_width_is_a_share(net):
+    with pytest.raises(ValueError, match="width=0.0 must be"):
+        default_defenders(net, width=0.0)
+
+
+@pytest.mark.parametrize("layer", [None, "2", "_orig_mod.2"])
+def test_a_compiled_classifier_is_the_classifier(net, digits, layer):
+    X, y = digits
+    compiled = torch.compile(net, backend="eager")
+    plain = layer and layer.removeprefix("_orig_mod.")
+    found, expected = (
+        MRREnsemble(network, layer=name, estimator=brief, **coarse).fit(X[:600], y[:600])
+        for network, name in ((compiled, layer), (net, plain))
+    )
+    scores = expected.score_samples(X[600:])
+    np.testing.assert_array_equal(found.score_samples(X[600:]), scores)
+    np.testing.assert_array_equal(found.classify(X[600:]), expected.classify(X[600:]))
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.score_samples(X[600:]), scores)
+
+
+def test_gradients_reach_the_clean_rows(fitted, digits):
+    x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(fitted.module_(x).sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2, 3)) > 0).float().mean() > 0.9
+
+
 def test_a_narrow_member_is_reproducible(net, digits):
     X, y = digits
     one, two = (

@@ -232,6 +232,7 @@ def test_trained_maps_are_read_without_training(certified, digits, net, fresh):
         ({"exploration_radius": 0.0}, "exploration_radius"),
         ({"exploration_radius": None}, "give exploration_radius"),
         ({"n_iter_no_change": 5}, "n_iter_no_change=5 has no effect"),
+        ({"validation_fraction": 0.2}, "validation_fraction=0.2 has no effect"),
         ({"module": IntervalMap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))}, "as it is"),
     ],
 )
@@ -239,6 +240,33 @@ def test_what_it_needs_is_asked_for(digits, params, message):
     X, y = digits
     with pytest.raises(ValueError, match=message):
         template().set_params(**params).fit(X[:500], y[:500])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exploration_radius", 0.1),
+        ("max_epochs", 3),
+        ("learning_rate", 0.1),
+        ("early_stopping", True),
+        ("validation_fraction", 0.2),
+        ("n_iter_no_change", 5),
+        ("training_batch_size", 32),
+        ("warm_start", True),
+    ],
+)
+def test_a_trained_map_refuses_what_would_train_it(digits, name, value):
+    X, y = digits
+    trained = IntervalMap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    defender = CertifiedDefender(trained, certified_radius=0.1, **{name: value})
+    with pytest.raises(ValueError, match=f"^{name}={value} has no effect"):
+        defender.fit(X[:500], y[:500])
+
+
+def test_a_trained_map_needs_a_number_for_its_ball(digits):
+    trained = IntervalMap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    with pytest.raises(ValueError, match="certified_radius must be a number"):
+        CertifiedDefender(trained).fit(digits[0][:500], digits[1][:500])
 
 
 def test_a_replica_is_refused(net, digits):

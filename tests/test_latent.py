@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skmrr import FeatureExtractor, LatentDefender, replicate
 from skmrr.nn.latent_statistics import LatentLikelihood
-from skmrr.nn.layers import find_layer
+from skmrr.nn.layers import find_head, find_layer
 from skmrr.nn.tapped import head_input
 
 
@@ -93,15 +93,22 @@ def test_labels_given_are_labels_used(defender, net, digits):
     assert np.median(defender.risk(X, labels=(labels + 1) % 10)) > 0.99
 
 
-def test_order_and_threads_change_nothing(defender, digits, rng):
+def test_torchs_threads_change_nothing(defender, digits):
     X = digits[0][1400:]
-    scores, order = defender.score_samples(X), rng.permutation(len(X))
-    np.testing.assert_allclose(defender.score_samples(X[order]), scores[order], atol=1e-4)
+    scores = defender.score_samples(X)
     torch.set_num_threads(2)
     try:
         np.testing.assert_allclose(defender.score_samples(X), scores, atol=1e-4)
     finally:
         torch.set_num_threads(1)
+
+
+def test_gradient_of_a_wrong_label_reaches_every_row(defender, net, digits):
+    x = torch.as_tensor(digits[0][1400:1450]).requires_grad_(True)
+    odd = defender.module_(x, (net(x).argmax(1) + 1) % 10)
+    (gradient,) = torch.autograd.grad(odd.sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert torch.all(gradient.flatten(1).abs().sum(1) > 0)
 
 
 def test_every_kind_of_input_gives_the_same_scores(defender, digits, tmp_path):
@@ -499,19 +506,62 @@ def test_replica_of_a_named_layer_and_of_none(net):
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("params", "because"),
     [
-        {"density": "gaussian"},
-        {"exploration_steps": 3},
-        {"validation_fraction": 0.2},
-        {"realign": False, "max_epochs": 3},
-        {"realign": False, "exploration_radius": 0.1},
+        ({"density": "gaussian"}, "a margin needs no density"),
+        ({"density": "gaussian", "statistic": "margin"}, "a margin needs no density"),
+        ({"exploration_steps": 3}, "exploration_radius=0"),
+        ({"validation_fraction": 0.2}, "early_stopping=False"),
+        ({"n_iter_no_change": 5}, "early_stopping=False"),
+        *(
+            ({name: value, "realign": False}, "realign=False trains nothing")
+            for name, value in {
+                "clustering": "program",
+                "gamma": 0.1,
+                "exploration_radius": 0.1,
+                "max_epochs": 3,
+                "learning_rate": 0.1,
+                "early_stopping": True,
+                "validation_fraction": 0.2,
+                "n_iter_no_change": 5,
+                "training_batch_size": 32,
+            }.items()
+        ),
     ],
 )
-def test_a_parameter_without_effect_is_refused(net, digits, params):
+def test_a_parameter_without_effect_is_refused(net, digits, params, because):
     X, y = digits
-    with pytest.raises(ValueError, match="has no effect"):
+    name, value = next(iter(params.items()))
+    with pytest.raises(ValueError, match=f"^{name}={value!r} has no effect: {because}"):
         LatentDefender(replicate(net), **params).fit(X, y)
+
+
+@pytest.mark.parametrize("width", [0.0, -0.5, 1.5, np.nan])
+def test_a_width_is_a_share(net, width):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        replicate(net, width=width)
+
+
+def test_a_checkpoint_may_be_an_input(net):
+    x = torch.rand(4, 1, 8, 8)
+    for one, other in (("6:input", "5"), ("4:input", "3"), (None, "6:input")):
+        features, logits = replicate(net, one).features_and_logits(x)
+        expected = replicate(net, other).features_and_logits(x)
+        torch.testing.assert_close((features, logits), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="layer='nowhere' is not in the model"):
+        replicate(net, "nowhere:input")
+
+
+@pytest.mark.parametrize("layer", [None, "2", "_orig_mod.2", "_orig_mod.6:input"])
+def test_a_replica_of_a_compiled_network_is_that_of_the_network(net, layer):
+    x = torch.rand(4, 1, 8, 8)
+    compiled = torch.compile(net, backend="eager")
+    plain = layer and layer.removeprefix("_orig_mod.")
+    found, expected = (
+        replicate(network, name).features_and_logits(x)
+        for network, name in ((compiled, layer), (net, plain))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class HeadFirst(nn.Module):
@@ -541,3 +591,22 @@ def test_the_checkpoint_is_found_by_data_flow(digits):
         head_input(HeadFirst(functional_head=True), x)
     frozen = HeadFirst().requires_grad_(False)
     assert head_input(frozen, x) == "head:input"
+
+
+def test_the_head_is_found_whatever_is_registered_beside_it(net, digits):
+    x = torch.as_tensor(digits[0][:4])
+    assert find_head(HeadFirst().eval(), x) == "head"
+    assert find_head(Wrapped(copy.deepcopy(net)).eval(), x) == "net.6"  # not the idle one
+    for make in (lambda z: z / 2 - 1, lambda z: z.log_softmax(1), lambda z: z[:, None].flatten(1)):
+        assert find_head(Wrapped(copy.deepcopy(net), make).eval(), x) == "net.6"
+
+
+def test_logits_that_no_linear_layer_makes_ask_for_the_layer(digits):
+    x = torch.as_tensor(digits[0][:4])
+    with pytest.raises(ValueError, match="layer=.*: head, conv, squeeze"):
+        find_head(HeadFirst(functional_head=True).eval(), x)
+    with pytest.raises(ValueError, match="layer="):
+        find_head(nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten()).eval(), x)
+    X, y = digits[0][:700], digits[1][:700]
+    with pytest.raises(ValueError, match="layer="):
+        LatentDefender(replicate(HeadFirst(functional_head=True)), max_epochs=1).fit(X, y)

@@ -114,7 +114,7 @@ class CertifiedDefender(RealignedDefender):
         if isinstance(self.module, IntervalMap):
             self._refuse_unused(
                 *("exploration_radius", "max_epochs", "learning_rate", "early_stopping"),
-                *("training_batch_size", "warm_start"),
+                *("validation_fraction", "n_iter_no_change", "training_batch_size", "warm_start"),
                 because="an IntervalMap is used as it is, without any training",
             )
             if self.certified_radius == "auto":

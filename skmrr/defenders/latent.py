@@ -20,7 +20,7 @@ from skmrr.nn.trials import explaining
 
 TRAINING = (
     *("clustering", "gamma", "exploration_radius", "max_epochs", "learning_rate"),
-    *("early_stopping", "training_batch_size"),
+    *("early_stopping", "validation_fraction", "n_iter_no_change", "training_batch_size"),
 )
 
 

@@ -86,6 +86,8 @@ class Replica(LatentMap):
 
     def __init__(self, network: nn.Module, layer: str | None = None, width: float = 1.0):
         super().__init__()
+        if not 0 < width <= 1:
+            raise ValueError(f"width={width} must be above 0 and at most 1, the classifier's own.")
         self.network = own_copy(network)
         if layer is None:
             check_has_linear(self.network)
