@@ -601,6 +601,37 @@ def test_the_head_is_found_whatever_is_registered_beside_it(net, digits):
         assert find_head(Wrapped(copy.deepcopy(net), make).eval(), x) == "net.6"
 
 
+class TwoParts(nn.Module):
+    """Two linear layers and a scale, put together by `combine`."""
+
+    def __init__(self, combine):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 10), nn.Linear(64, 10)
+        self.scale = nn.Parameter(torch.ones(10))
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self, x.flatten(1))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_head_is_one_layer_alone(digits, frozen):
+    x = torch.as_tensor(digits[0][:4])
+
+    def head_of(combine):
+        return find_head(TwoParts(combine).eval().requires_grad_(not frozen), x)
+
+    assert head_of(lambda net, z: net.b(z) * net.scale) == "b"
+    assert head_of(lambda net, z: net.scale * net.b(z)) == "b"
+    for combine in (
+        lambda net, z: net.a(z) + net.b(z),
+        lambda net, z: net.a(z) * net.b(z).sigmoid(),
+        lambda net, z: net.a(z) + z[:, :10],
+    ):
+        with pytest.raises(ValueError, match="not the output of one linear layer"):
+            head_of(combine)
+
+
 def test_logits_that_no_linear_layer_makes_ask_for_the_layer(digits):
     x = torch.as_tensor(digits[0][:4])
     with pytest.raises(ValueError, match="layer=.*: head, conv, squeeze"):

@@ -67,9 +67,14 @@ def find_head(model: nn.Module, x: Tensor) -> str:
         logits = model(x.requires_grad_(x.is_floating_point()).clone())
     step = logits.grad_fn
     while step is not None and step not in made:
-        before = [earlier for earlier, _ in step.next_functions if earlier is not None]
+        # what a parameter scales or shifts is still that layer's; what two layers make is neither's
+        before = [
+            earlier
+            for earlier, _ in step.next_functions
+            if earlier is not None and not earlier.name().endswith("AccumulateGrad")
+        ]
         is_passed = step.name().removesuffix("0").removesuffix("Backward") in PASSED_THROUGH
-        step = before[0] if is_passed and before else None
+        step = before[0] if is_passed and len(before) == 1 else None
     if step is None:
         names = ", ".join(name for name, part in model.named_modules() if name)
         raise ValueError(
