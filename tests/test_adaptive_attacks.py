@@ -6,9 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from skmrr import LatentDefender, NoiseDefender, replicate
+from skmrr import (
+    FeatureExtractor,
+    LatentDefender,
+    MarginDetector,
+    MRREnsemble,
+    NoiseDefender,
+    replicate,
+)
 from skmrr.attacks import (
     AttackResult,
     FeatureMatchingPGD,
@@ -93,6 +101,30 @@ def test_stays_in_the_ball_and_the_range(name, network, rows, guides):
     norms = torch.linalg.vector_norm(change.flatten(1), order, dim=1)
     assert norms.max() <= eps * (1 + 1e-5)
     torch.testing.assert_close(norms, result.distortion[result.success])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its victim", "another"])
+@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_features_are_matched_where_a_member_sees_them(kind, own, net, digits, rows, guides):
+    X, y = digits
+    last = LatentDefender(max_epochs=1)  # in double precision
+    extractor = FeatureExtractor(net, "5")
+    member = last if kind == "pixels" else make_pipeline(extractor, last)
+    detector = MRREnsemble(
+        net, defenders=[("latent", member, 1), ("margin", MarginDetector(), 1)],
+        clip_values=(0, 1), security_parameter=SP, random_state=0,
+    ).fit(X[:1400], y[:1400])  # fmt: skip
+    network = detector.defended_classifier(**({} if own else {"classifier": net}))
+    fitted = detector.named_defenders_["latent"]
+    latent_map = (fitted if kind == "pixels" else fitted[-1]).statistic_.latent_map
+    x, labels = rows
+    seen = x if kind == "pixels" else extractor.fit(X).transform(x)
+    with torch.no_grad():
+        expected = latent_map(torch.as_tensor(seen).double())
+    found = FeatureMatchingPGD().prepare(network, x)  # after the ten logits of the victim
+    torch.testing.assert_close(found[:, 10 : 10 + expected.shape[1]].double(), expected)
+    result = FeatureMatchingPGD(steps=20)(network, x, labels, eps=0.3, guides=guides)
+    assert result.success.any()
 
 
 def test_batch_size_and_other_rows_change_nothing(network, rows):

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
-from skmrr import LatentDefender, MarginDetector, MRREnsemble, NoiseDefender, replicate
+from skmrr import (
+    CertifiedDefender,
+    LatentDefender,
+    MarginDetector,
+    MRREnsemble,
+    NoiseDefender,
+    replicate,
+)
 from skmrr.attacks import (
     AttackResult,
     LagrangianPGD,
@@ -289,6 +297,22 @@ def test_not_calibrated_is_told_before_any_attack(net, digits, fresh):
     for measure in (evaluate_adaptive, certified_success_rate):
         with pytest.raises(NotFittedError, match="call calibrate"):
             measure(detector, *fresh, eps=[0.1])
+
+
+def test_a_bound_on_one_of_several_members_bounds_nothing(net, digits, fresh, light):
+    X, y = digits
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    member = ("certified", CertifiedDefender(plain, exploration_radius=0.1, max_epochs=5), 1)
+    shared = {"clip_values": (0, 1), "random_state": 0}
+    alone = MRREnsemble(net, defenders=[member], **shared).fit(X[:1400], y[:1400])
+    sizes = {"eps": [0.05, 0.15], "security_parameters": [0.5]}
+    bound = certified_success_rate(alone, *fresh, **sizes)["success_rate"]
+    found = evaluate_adaptive(alone, *fresh, attacks=light, **sizes).success["success_rate"]
+    assert (bound >= found).all()
+    several = [member, ("margin", MarginDetector(), 1)]
+    both = MRREnsemble(net, defenders=several, **shared).fit(X[:1400], y[:1400])
+    with pytest.raises(TypeError, match="evaluate_adaptive"):
+        certified_success_rate(both, *fresh, eps=[0.05])
 
 
 def test_the_median_of_two_lies_between_them():

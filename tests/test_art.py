@@ -24,7 +24,14 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from skmrr import LatentDefender, MRREnsemble, NoiseDefender, replicate
+from skmrr import (
+    CertifiedDefender,
+    LatentDefender,
+    MarginDetector,
+    MRREnsemble,
+    NoiseDefender,
+    replicate,
+)
 from skmrr.art import (
     MRRDetector,
     as_module,
@@ -34,6 +41,9 @@ from skmrr.art import (
     paper_attacks,
     run_attacks,
 )
+from skmrr.baselines import MahalanobisDetector
+from skmrr.nn.fingerprint import fingerprint
+from skmrr.nn.intervals import IntervalMap
 
 MEAN, STD = 0.3, 0.4
 
@@ -164,6 +174,33 @@ def test_epochs_and_batches_reach_the_defenders(defence):
     assert latent.clip_values == (0, 1)
 
 
+def test_explicit_members_keep_their_epochs_and_their_map(net, digits):
+    X, y = (part[1000:1500] for part in digits)
+    members = [("latent", LatentDefender(max_epochs=2), 1), ("margin", MarginDetector(), 1)]
+    defence = MRRDetector(wrap(net), MRREnsemble(defenders=members, security_parameter=0.05))
+    defence.fit(X, y, nb_epochs=5)
+    latent = defence.detector_.named_defenders_.latent
+    assert (latent.max_epochs, latent.module) == (2, None)
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        LatentDefender(realign=False),
+        MRREnsemble(estimator=LatentDefender(realign=False)),
+        CertifiedDefender(
+            IntervalMap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), certified_radius=0.1
+        ),
+    ],
+    ids=["latent", "ensemble", "certified"],
+)
+def test_nothing_is_said_of_a_training_that_there_is_not(net, digits, detector):
+    X, y = (part[1000:1500] for part in digits)
+    defence = MRRDetector(wrap(net), detector.set_params(security_parameter=0.05, random_state=0))
+    defence.fit(X, y, nb_epochs=3)
+    assert np.isfinite(defence.detect(X[:5])[0]["score"]).all()
+
+
 def test_default_is_the_ensemble(net, digits):
     X, y = (part[:1000] for part in digits)
     defence = MRRDetector(wrap(net))
@@ -226,6 +263,10 @@ def test_layer_is_named_as_in_the_model(net, digits, template):
     )
     defence.fit(X, y, nb_epochs=1)
     assert defence.detector_.layer == "model.5"
+    several = MahalanobisDetector(layer=["0", "5:input"], security_parameter=0.05)
+    defence = MRRDetector(wrap(net, preprocessing=(MEAN, STD)), several)
+    defence.fit(X, y)
+    assert defence.detector_.layer == ["model.0", "model.5:input"]
 
 
 def test_clip_values_are_enforced(defence, digits):
@@ -294,6 +335,18 @@ def test_calibrate_sets_the_threshold_anew(net, digits, latent):
     assert_array_equal(latent.score_samples(X), before)
 
 
+def test_fitted_detector_may_be_calibrated_here(net, digits, latent):
+    X, y = digits
+    bare = clone(latent).set_params(calibration_fraction=0).fit(X[1000:1500], y[1000:1500])
+    defence = MRRDetector(wrap(net), bare)
+    with pytest.raises(NotFittedError, match="call calibrate"):
+        defence.detect(X[1500:])
+    defence.calibrate(X[1500:])
+    assert np.mean(defence.detect(X[1500:])[1]) <= 0.05
+    with pytest.raises(ValueError, match="without the preprocessing"):
+        MRRDetector(wrap(net, preprocessing=(MEAN, STD)), bare)
+
+
 def test_unfitted_is_an_error(net, template, digits):
     defence = MRRDetector(wrap(net), template)
     with pytest.raises(NotFittedError, match="call fit"):
@@ -322,6 +375,17 @@ def test_defended_classifier_flags_as_the_estimator_does(latent, defended, digit
     strict = defended_classifier(latent, security_parameter=0.5)
     flagged = strict.predict(X).argmax(1) == 10
     assert_array_equal(flagged, latent.score_samples(X) < np.log(0.5))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("kind", ["weight norm", "double"])
+def test_defended_classifier_of_unusual_tensors(digits, kind):
+    X, y = digits
+    linear = nn.Linear(64, 10)
+    part = nn.utils.weight_norm(linear) if kind == "weight norm" else linear.double()
+    detector = NoiseDefender(nn.Sequential(nn.Flatten(), part), clip_values=(0, 1))
+    answers = defended_classifier(detector.fit(X, y, labels=y)).predict(X[:20]).argmax(1)
+    assert_array_equal(np.where(answers == 10, -1, answers), detector.classify(X[:20]))
 
 
 @pytest.mark.parametrize("labels", [None, 3])
@@ -469,6 +533,52 @@ def test_suite_is_cached_by_loss(net, digits, tmp_path):
         result = run_attacks(classifier, suite, X, y, memory=memory)["FGSM 0.2"]
         rates.append(result.success.float().mean())
     assert rates[0] > rates[1] + 0.2
+
+
+def test_suite_is_cached_by_every_setting(net, latent, digits, tmp_path, monkeypatch):
+    X, y = (part[:4] for part in digits)
+    suite = paper_attacks(fgsm=(0.2,), bim=(), deepfool=None, jsma=(), carlini=())
+    memory = joblib.Memory(tmp_path, verbose=0)
+    calls = []
+    generate = FastGradientMethod.generate
+    monkeypatch.setattr(
+        FastGradientMethod, "generate", lambda *args: calls.append(1) or generate(*args)
+    )
+    makers = [
+        lambda: defended_classifier(latent, labels=3),
+        lambda: defended_classifier(latent, labels=3, security_parameter=0.5),
+        lambda: defended_classifier(latent, labels=3, kappa=2.0),
+        lambda: wrap(net, preprocessing=(MEAN, STD)),
+        lambda: wrap(net, preprocessing=(MEAN, 2 * STD)),
+    ]
+    for k, make in enumerate(makers, start=1):
+        classifier = make()
+        for again in (classifier, classifier, make()):
+            run_attacks(again, suite, X, y, memory=memory)
+            assert len(calls) == k
+
+
+def test_fingerprint_tells_settings_and_nothing_else():
+    class Scaled(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+            self.f = lambda x: x
+            vars(self).update(settings)
+
+    prints = [
+        fingerprint(Scaled(**settings))
+        for settings in (
+            {"scale": 1.0},
+            {"scale": 2.0},
+            {"scale": (1.0, 2.0)},
+            {"scale": np.ones(2)},
+            {"scale": torch.ones(2)},
+            {"scale": torch.zeros(2)},
+            {"scale": {"r": [1.0, None]}},
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(copy.deepcopy(Scaled(scale=1.0)).eval()) == prints[0]
 
 
 def test_suite_needs_clip_values(net, digits, suite):

@@ -1,7 +1,5 @@
 """A victim and its detector as one classifier of ART."""
 
-import copy
-
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -11,7 +9,7 @@ from skmrr.art.evasion_detector import MRRDetector
 from skmrr.base import BaseDetector
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.placement import module_device
-from skmrr.nn.tapped import shared_copy
+from skmrr.nn.tapped import own_copy
 
 
 def defended_classifier(
@@ -83,9 +81,9 @@ def defended_classifier(
         )
     sp = detector.security_parameter if security_parameter is None else security_parameter
     shape = detector.input_shape_
-    n_classes = _n_logits(victim, shape, detector.clip_values[0])
     own = victim if detector.classifier is None else None
     defended = DefendedClassifier(detector.module_, sp, classifier=own, kappa=kappa)
+    n_classes = _n_logits(defended, shape, detector.clip_values[0])
     network: nn.Module = defended
     if labels is not None:
         if labels not in range(n_classes):
@@ -93,7 +91,7 @@ def defended_classifier(
         network = defended.label_aware(torch.tensor(int(labels)))
     device = module_device(detector.module_)
     return PyTorchClassifier(
-        _Attacked(copy.deepcopy(network), channels_last),
+        _Attacked(own_copy(network), channels_last),
         loss or nn.CrossEntropyLoss(),
         (*shape[1:], shape[0]) if channels_last else shape,
         nb_classes=n_classes + (labels is None),
@@ -121,7 +119,7 @@ class _Attacked(nn.Module):
         return super().train(False)
 
 
-def _n_logits(victim: nn.Module, shape: tuple, value: float) -> int:
-    x = torch.full((1, *shape), float(value), device=module_device(victim))
+def _n_logits(defended: DefendedClassifier, shape: tuple, value: float) -> int:
+    x = torch.full((1, *shape), float(value))
     with torch.no_grad():
-        return shared_copy(victim)(x).shape[1]
+        return defended.victim(x).shape[1]

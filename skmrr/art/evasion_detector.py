@@ -15,6 +15,7 @@ from skmrr.art._modules import as_module, clip_values
 from skmrr.base import BaseDetector
 from skmrr.defenders import LatentDefender
 from skmrr.defenders.defaults import default_template
+from skmrr.defenders.realigned import RealignedDefender
 from skmrr.ensemble import MRREnsemble
 from skmrr.nn.replica import replicate
 from skmrr.nn.rows import Rows
@@ -95,8 +96,8 @@ class MRRDetector(EvasionDetector):
         batch_size : int, default=128
             Rows in a batch, also of training.
         nb_epochs : int, default=20
-            Epochs of training, where `detector` is a `LatentDefender` or an ensemble of the default
-            ones. The explicit members of an ensemble keep their own.
+            Epochs of training, where `detector` is trained or an ensemble of the default members.
+            The explicit members of an ensemble keep their own.
         **kwargs : dict
             Handed to the fit of `detector`.
         """
@@ -107,15 +108,14 @@ class MRRDetector(EvasionDetector):
         if self.classifier.clip_values is not None:
             values["clip_values"] = clip_values(self.classifier)
         if params.get("layer") is not None and values["classifier"] is not self.classifier.model:
-            values["layer"] = f"model.{params['layer']}"
+            values["layer"] = _within_model(params["layer"])
         if isinstance(detector, LatentDefender) and detector.module is None:
             values["module"] = replicate(values["classifier"])
         training = {"max_epochs": nb_epochs, "training_batch_size": batch_size}
         if isinstance(detector, MRREnsemble) and detector.defenders is None:
             template = detector.estimator or default_template(values["classifier"])
-            values["estimator"] = clone(template).set_params(**training)
-        values |= {name: value for name, value in training.items() if name in params}
-        detector.set_params(**values)
+            values["estimator"] = clone(template).set_params(**_useful(training, template))
+        detector.set_params(**values, **_useful(training, detector))
         self.detector_ = detector.fit(self._rows(x), self._class_index(y), **kwargs)
 
     def calibrate(self, x) -> None:
@@ -169,7 +169,7 @@ class MRRDetector(EvasionDetector):
                 "MRREnsemble(), or None."
             )
         is_bare = self.detector.classifier is self.classifier.model
-        if hasattr(self.detector, "module_") and is_bare:
+        if hasattr(self.detector, "evidence_") and is_bare:
             if as_module(self.classifier) is self.classifier.model:
                 return
             raise ValueError(
@@ -178,7 +178,7 @@ class MRRDetector(EvasionDetector):
             )
 
     def _ready_made(self) -> BaseDetector | None:
-        return self.detector if hasattr(self.detector, "module_") else None
+        return self.detector if hasattr(self.detector, "evidence_") else None
 
     def _fitted(self) -> BaseDetector:
         if self.detector_ is None:
@@ -207,3 +207,16 @@ class MRRDetector(EvasionDetector):
         if detector.classifier is not None:
             return None
         return predict_labels(Tapped(as_module(self.classifier)), Rows(rows), detector.batch_size)
+
+
+def _within_model(layer: str | list[str]) -> str | list[str]:
+    """Name a layer, or several, of ``classifier.model`` as behind the preprocessing."""
+    return f"model.{layer}" if isinstance(layer, str) else [f"model.{name}" for name in layer]
+
+
+def _useful(training: dict[str, Any], detector: BaseDetector) -> dict[str, Any]:
+    """Those parameters of the training that have an effect on a detector."""
+    if isinstance(detector, RealignedDefender) and not detector._realigns:
+        return {}
+    params = detector.get_params(deep=False)
+    return {name: value for name, value in training.items() if name in params}

@@ -60,8 +60,8 @@ def run_attacks(
     batch_size : int, default=100
         Rows at a time.
     memory : joblib.Memory, optional
-        Cache of the results, which depend on the classifier's weights and loss, the attack and the
-        rows.
+        Cache of the results, which depend on the classifier's weights, settings, preprocessing and
+        loss, the attack and the rows.
     verbose : bool, default=False
         Whether to show a progress bar.
 
@@ -98,9 +98,7 @@ def run_attacks(
     key = ""
     if memory is not None:
         run = memory.cache(_run_attack, ignore=["classifier"])
-        networks = (as_module(classifier), classifier.loss)
-        settings = (clip_values(classifier), classifier.channels_first)
-        key = joblib.hash((*map(fingerprint, networks), settings))
+        key = _key(classifier)
     bar = tqdm(attacks.items(), "attacks", disable=not verbose)
     return {name: run(classifier, key, *attack, x, y, batch_size) for name, attack in bar}
 
@@ -147,6 +145,17 @@ def judge_transfer(
     """
     x, y = np.asarray(x, dtype=ART_NUMPY_DTYPE), np.asarray(y, dtype=np.int64)
     return _judged(classifier, result.adversarial, x, y)
+
+
+def _key(classifier: PyTorchClassifier) -> str:
+    """Hash of all that an attack's outcome depends on in a classifier."""
+    steps = [
+        # what is private changes as rows come
+        (type(step).__qualname__, {k: v for k, v in vars(step).items() if not k.startswith("_")})
+        for step in classifier.preprocessing_operations
+    ]
+    networks = [fingerprint(part) for part in (as_module(classifier), classifier.loss)]
+    return joblib.hash((networks, steps, clip_values(classifier), classifier.channels_first))
 
 
 def _run_attack(classifier, key, method, params, x, y, batch_size) -> AttackResult:

@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from skmrr.attacks.projected import ProjectedGradient, per_row
 from skmrr.attacks.result import is_defended
+from skmrr.nn.defended import DefendedClassifier
+from skmrr.nn.members import Piped
+from skmrr.nn.placement import as_input
 from skmrr.nn.replica import LatentMap
 
 
@@ -163,10 +166,18 @@ class FeatureMatchingPGD(ProjectedGradient):
 
 
 def _features(network: nn.Module, x: Tensor) -> Float[Tensor, "batch features"]:
-    classifier = network.victim if is_defended(network) else network
-    parts = [classifier(x)]
-    if is_defended(network):
-        for part in network.detector.modules():
-            if isinstance(part, LatentMap):
-                parts += part.features_and_logits(x)
+    parts = _seen_by_all(network, x) if is_defended(network) else [network(x)]
     return torch.cat([functional.normalize(part.flatten(1)) for part in parts], dim=1)
+
+
+def _seen_by_all(network: DefendedClassifier, x: Tensor) -> list[Tensor]:
+    """Victim's logits, and what each latent map makes of what its member sees of the rows."""
+    passed, evidence = network.classifier(x), network.detector.evidence
+    parts = [passed.logits]
+    own = passed if network.is_own else evidence.ask(x)
+    for member in evidence.members:
+        rows = member.prepare(x, own) if isinstance(member, Piped) else x
+        for part in member.modules():
+            if isinstance(part, LatentMap):
+                parts += part.features_and_logits(as_input(rows, part))
+    return parts

@@ -23,7 +23,7 @@ def adaptive_suite(
     restarts : int, default=1
         Passes over all targets.
     textured : bool, default=False
-        Whether each is also run on textured pixels alone, which detectors of noise do not hear.
+        Whether each is also run on textured pixels alone, which detectors of noise do not see.
     **params : dict
         Other parameters of `ProjectedGradient`, such as ``norm``.
 

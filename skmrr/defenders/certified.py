@@ -84,6 +84,10 @@ class CertifiedDefender(RealignedDefender):
         "certified_radius": RealignedDefender._radius_constraint,
     }
 
+    @property
+    def _realigns(self):
+        return not isinstance(self.module, IntervalMap)
+
     def _fit_statistic(self, rows, columns, train, random_state):
         self._check_radii()
         if len(self.classes_) == 1:
@@ -111,7 +115,7 @@ class CertifiedDefender(RealignedDefender):
         return CertifiedStatistic(latent_map.requires_grad_(False), radius, self.clip_values)
 
     def _check_radii(self) -> None:
-        if isinstance(self.module, IntervalMap):
+        if not self._realigns:
             self._refuse_unused(
                 *("exploration_radius", "max_epochs", "learning_rate", "early_stopping"),
                 *("validation_fraction", "n_iter_no_change", "training_batch_size", "warm_start"),

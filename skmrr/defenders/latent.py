@@ -121,6 +121,10 @@ class LatentDefender(RealignedDefender):
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
     }
 
+    @property
+    def _realigns(self):
+        return self.realign
+
     def _fit_statistic(self, rows, columns, train, random_state):
         statistic = self._resolve_statistic()
         self._check_unused(statistic)

@@ -89,6 +89,11 @@ class RealignedDefender(StatisticDetector):
         Interval(Real, 0, None, closed="left"),
     ]
 
+    @property
+    @abstractmethod
+    def _realigns(self) -> bool:
+        """Whether fit trains the map."""
+
     @abstractmethod
     def _new_map(self, x: torch.Tensor, random_state) -> LatentMap:
         """Untrained latent map, of the right size for the rows `x`."""

@@ -56,7 +56,7 @@ def certified_success_rate(
     Raises
     ------
     TypeError
-        If the detector's statistic is another.
+        If the detector's statistic is another, or one of several.
 
     Examples
     --------
@@ -107,8 +107,8 @@ def within_reach(
     batch_size: int = 512,
 ) -> Tensor:
     """As `classes_within_reach`, of the module of a fitted detector."""
-    statistic = module.evidence.members.statistics[0]
-    if not isinstance(statistic, CertifiedStatistic):
+    statistic, *others = module.evidence.members
+    if others or not isinstance(statistic, CertifiedStatistic):
         raise TypeError(
             "Only a CertifiedDefender has such a bound; attack other detectors by "
             "evaluate_adaptive."
@@ -120,6 +120,7 @@ def within_reach(
     parts = zip(x.split(batch_size), own.split(batch_size), strict=True)
     least = torch.cat([statistic.least_leads(*part, inner) for part in parts])
     columns = torch.arange(least.shape[1], device=x.device)
-    scores = [module.survival(least[:, c, None], c.expand(len(least))) for c in columns]
-    best = torch.cat(scores, dim=1).scatter(1, own[:, None], -torch.inf)
+    everywhere = [(least[:, c, None], c.expand(len(least))) for c in columns]
+    scores = [module.fusion(module.survival(values, c), c) for values, c in everywhere]
+    best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf)
     return best >= math.log(security_parameter)

@@ -48,7 +48,7 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
         start = time.perf_counter()
         with torch.no_grad():
             for x in batches:
-                classifier(x)
+                classifier(x).cpu()  # waits for an accelerator, as scoring does
         alone = time.perf_counter() - start
         start = time.perf_counter()
         detector.score_samples(X)
@@ -59,7 +59,7 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
 def fitted_bytes(detector: BaseDetector) -> int:
     """Memory of a fitted detector's tensors in bytes, those with the classifier's values left out.
 
-    By value, because a detector that was pickled holds its classifier twice.
+    By value, because a detector on another device than its classifier holds a copy of it.
     """
     module = vars(detector).get("module_", detector.evidence_)
     tensors = {id(tensor): tensor for tensor in _tensors(module)}.values()

@@ -132,15 +132,16 @@ class Piped(Statistic):
 
     def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class."""
-        return self.statistic(self._prepare(x, passed), NOTHING)
+        return self.statistic(self.prepare(x, passed), NOTHING)
 
     def at(
         self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
     ) -> Float[Tensor, " batch"]:
         """Return the statistic of each row under the class at its column."""
-        return self.statistic.at(self._prepare(x, passed), columns, NOTHING)
+        return self.statistic.at(self.prepare(x, passed), columns, NOTHING)
 
-    def _prepare(self, x: Tensor, passed: Pass) -> Tensor:
+    def prepare(self, x: Tensor, passed: Pass) -> Tensor:
+        """Return the rows as the last step sees them."""
         if self.reader is None:
             x = x.reshape(x.shape[0], *self.row_shape)
         else:
