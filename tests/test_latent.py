@@ -1,6 +1,7 @@
 import copy
 import tracemalloc
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -599,6 +600,31 @@ def test_the_head_is_found_whatever_is_registered_beside_it(net, digits):
     assert find_head(Wrapped(copy.deepcopy(net)).eval(), x) == "net.6"  # not the idle one
     for make in (lambda z: z / 2 - 1, lambda z: z.log_softmax(1), lambda z: z[:, None].flatten(1)):
         assert find_head(Wrapped(copy.deepcopy(net), make).eval(), x) == "net.6"
+
+
+class Recorder(nn.Module):
+    """Classifier that notes how many rows it is given while gradients are kept."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.seen.append(len(x))
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("width", [1.0, 0.5])
+def test_the_search_for_the_head_keeps_the_activations_of_two_rows(digits, width):
+    X, y = digits[0][:700], digits[1][:700]
+    Recorder.seen.clear()
+    replica = replicate(Recorder(), width=width)
+    replica.initialise(torch.as_tensor(X), torch.as_tensor(y), 10)
+    assert Recorder.seen
+    assert max(Recorder.seen) <= 2
 
 
 class TwoParts(nn.Module):
