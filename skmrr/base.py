@@ -214,8 +214,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     def _fit_evidence(self, rows: Rows, y, train: np.ndarray, random_state) -> None:
         """Fit on checked rows, and leave the calibration to the caller."""
         self.__dict__.pop("module_", None)
-        self.input_shape_ = rows.shape
-        self.n_features_in_ = math.prod(rows.shape)
+        self._remember_shape(rows.shape)
         self.classes_ = np.unique(y[train])
         columns = np.searchsorted(self.classes_, y)
         members = self._fit_members(rows, columns, train, random_state)
@@ -324,8 +323,12 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
                 f"{np.sum(~is_known)} calibration rows (the first is row "
                 f"{np.flatnonzero(~is_known)[0]}); leave them out, or fit on rows of every class."
             )
+        self._complete(*self._fit_calibration(values, columns))
+
+    def _complete(self, survival: nn.Module, fusion: Fusion) -> None:
+        """Put what is calibrated behind the evidence."""
         # A new module: copies of this detector may share the old one.
-        module = DetectorModule(self.evidence_, *self._fit_calibration(values, columns))
+        module = DetectorModule(self.evidence_, survival, fusion)
         self.module_ = module.to(module_device(self.evidence_)).eval()
 
     @torch.no_grad()

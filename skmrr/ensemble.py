@@ -20,14 +20,13 @@ from skmrr.calibration import ConformalSurvival
 from skmrr.defenders.defaults import default_defenders
 from skmrr.defenders.latent import LatentDefender
 from skmrr.defenders.margin import MarginDetector
-from skmrr.defenders.realigned import MAX_SEED, measure_tolerance
+from skmrr.defenders.realigned import measure_tolerance
 from skmrr.joining import as_statistic, check_fitted, detector_of, is_frozen, unfrozen
 from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
-from skmrr.nn.detector_module import DetectorModule
 from skmrr.nn.fusion import Alone, CalibratedFusion, FusionRule
 from skmrr.nn.members import Members
-from skmrr.nn.placement import module_device
+from skmrr.nn.placement import draw_seed
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import MarginStatistic
 from skmrr.threshold import ADVERSARIAL
@@ -265,7 +264,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
             for explorer in explorers:
                 explorer.set_params(exploration_radius=radius)
         for detector, is_piped in new:
-            seed = int(random_state.randint(MAX_SEED))
+            seed = draw_seed(random_state)
             if detector.random_state is None:
                 detector.set_params(random_state=seed)
             if detector.device == "auto":
@@ -339,8 +338,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
             if is_ours:
                 detector = detector_of(member)
                 survival = ConformalSurvival.fit(statistic[:, None], columns, len(self.classes_))
-                module = DetectorModule(detector.evidence_, survival, Alone())
-                detector.module_ = module.to(module_device(detector.evidence_)).eval()
+                detector._complete(survival, Alone())
 
 
 def _are_members(defenders) -> bool:

@@ -1,10 +1,12 @@
 """From what users give for X to rows that are checked and read in batches."""
 
+import math
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import assert_all_finite, check_array, validate_data
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from skmrr.nn.rows import NOT_FINITE, Rows, check_range, warn_of_scale
 
@@ -22,22 +24,24 @@ class RowReader(BaseEstimator):
             len(clip_values) == 2 and clip_values[0] < clip_values[1]
         ):
             raise ValueError(f"clip_values={clip_values} must be (lowest, highest).")
-        if isinstance(X, DataLoader | Dataset | IterableDataset):
-            rows = Rows(X, input_shape=self.input_shape, clip_values=self.clip_values)
-            if reset:
-                self.n_features_in_ = int(np.prod(rows.shape))
+        if isinstance(X, DataLoader | Dataset):
+            rows = Rows(X, input_shape=self.input_shape, clip_values=clip_values)
         else:
             X = self._check_array(X, reset=reset)
             rows = Rows(X, input_shape=self.input_shape, trusted=True)
         shape = rows.shape
         if reset:
-            self.input_shape_ = shape
+            self._remember_shape(shape)
         elif shape != self.input_shape_:
             raise ValueError(
                 f"A row of X has shape {shape}, but {type(self).__name__} was fitted on rows of "
                 f"shape {self.input_shape_}; reshape X, or set input_shape for flat rows."
             )
         return rows
+
+    def _remember_shape(self, shape: tuple[int, ...]) -> None:
+        self.input_shape_ = shape
+        self.n_features_in_ = math.prod(shape)
 
     def _check_array(self, X, *, reset: bool) -> np.ndarray:
         if isinstance(X, torch.Tensor):
@@ -46,8 +50,6 @@ class RowReader(BaseEstimator):
             X = np.asarray(X)
         if getattr(X, "ndim", 2) > 2:
             X = check_array(X, allow_nd=True, ensure_all_finite=False, estimator=self)
-            if reset:
-                self.n_features_in_ = int(np.prod(X.shape[1:]))
         else:
             X = validate_data(self, X, reset=reset, ensure_all_finite=False)
         try:

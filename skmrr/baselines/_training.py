@@ -14,11 +14,6 @@ from skmrr.nn.rows import Rows
 from skmrr.nn.tapped import shared_copy
 
 
-def draw_seed(random_state: np.random.RandomState) -> int:
-    """Seed for `skmrr.nn.placement.seeded`."""
-    return int(random_state.randint(np.iinfo(np.int32).max))
-
-
 def train_epochs(
     step: Callable[[Tensor, np.ndarray], Tensor],
     rows: Rows,

@@ -17,12 +17,11 @@ from skmrr.baselines._training import (
     check_answers,
     check_rebuilds,
     descend,
-    draw_seed,
     map_rows,
     train_epochs,
     value_range,
 )
-from skmrr.nn.placement import as_input, seeded
+from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.statistic import ClassFreeStatistic, Statistic, against_best_other
 from skmrr.nn.tapped import Pass, Tapped, own_copy
 

@@ -17,12 +17,11 @@ from skmrr.base import StatisticDetector
 from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
     check_answers,
-    draw_seed,
     train_network,
     value_range,
 )
 from skmrr.nn.layers import replace_layer
-from skmrr.nn.placement import as_input, seeded
+from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.statistic import Statistic, against_best_other
 from skmrr.nn.tapped import Pass, Tapped, own_copy
 

@@ -21,14 +21,13 @@ from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
     check_answers,
     check_rebuilds,
-    draw_seed,
     map_rows,
     train_network,
     value_range,
 )
 from skmrr.calibration import ConformalSurvival
 from skmrr.nn.defended import DefendedClassifier
-from skmrr.nn.placement import as_input, seeded
+from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import ClassFreeStatistic
 from skmrr.nn.tapped import NOTHING, Pass, Tapped, own_copy

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 import torch
 
 from skmrr._sklearn import Interval, StrOptions
-from skmrr.defenders.realigned import MAX_SEED, RealignedDefender
+from skmrr.defenders.realigned import TRAINING, RealignedDefender
 from skmrr.nn.exploration import IntervalExplorer
 from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
+from skmrr.nn.placement import draw_seed
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.tapped import own_copy
 
@@ -23,9 +24,9 @@ class CertifiedDefender(RealignedDefender):
     it, z being the network's logits: no point that an attacker may choose escapes the bound.
     `skmrr.evaluation.certified_success_rate` says what it rules out.
 
-    Parameters of the training are those of `skmrr.defenders.realigned.RealignedDefender`; others,
-    and attributes, that are not listed here are those of `BaseDetector`. A parameter that was set
-    but has no effect raises a ``ValueError``.
+    Parameters of the training, and its attributes, are those of
+    `skmrr.defenders.realigned.RealignedDefender`; others that are not listed here are those of
+    `BaseDetector`. A parameter that was set but has no effect raises a ``ValueError``.
 
     Parameters
     ----------
@@ -39,13 +40,6 @@ class CertifiedDefender(RealignedDefender):
     certified_radius : "auto" or float, default="auto"
         Radius of the ball that the statistic is bounded over; ``"auto"`` is half of
         `exploration_radius`.
-
-    Attributes
-    ----------
-    exploration_radius_ : float or None
-        The radius in use.
-    history_ : dict of str to list of float
-        Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
 
     See Also
     --------
@@ -117,8 +111,7 @@ class CertifiedDefender(RealignedDefender):
     def _check_radii(self) -> None:
         if not self._realigns:
             self._refuse_unused(
-                *("exploration_radius", "max_epochs", "learning_rate", "early_stopping"),
-                *("validation_fraction", "n_iter_no_change", "training_batch_size", "warm_start"),
+                *("exploration_radius", *TRAINING, "warm_start"),
                 because="an IntervalMap is used as it is, without any training",
             )
             if self.certified_radius == "auto":
@@ -143,5 +136,5 @@ class CertifiedDefender(RealignedDefender):
             assert isinstance(latent_map, LatentMap)
             return latent_map
         assert self.module is not None
-        seed = random_state.randint(MAX_SEED)
-        return IntervalMap(self.module, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(draw_seed(random_state))
+        return IntervalMap(self.module, generator)

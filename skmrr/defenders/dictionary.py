@@ -13,7 +13,7 @@ from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.nn.dictionary_learning import learn_dictionary
 from skmrr.nn.patches import Patches
-from skmrr.nn.placement import as_input
+from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
 
 # Training rows of a class that say which PSNR is typical of it. Kept from its dictionary, which may
@@ -175,7 +175,7 @@ class InputDictionaryDefender(StatisticDetector):
                 max_iter=self.max_iter,
                 selection=self.selection,
                 n_jobs=self.n_jobs,
-                generator=torch.Generator().manual_seed(random_state.randint(2**31 - 1)),
+                generator=torch.Generator().manual_seed(draw_seed(random_state)),
                 verbose=self.verbose,
             )
             dictionaries.append(dictionary)

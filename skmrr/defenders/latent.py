@@ -8,20 +8,15 @@ import torch
 from torch import nn
 
 from skmrr._sklearn import Interval, StrOptions
-from skmrr.defenders.realigned import MAX_SEED, RealignedDefender
+from skmrr.defenders.realigned import TRAINING, RealignedDefender
 from skmrr.nn import densities
 from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.exploration import BallExplorer, Explorer, RowsAlone
 from skmrr.nn.latent_statistics import LatentContrast, LatentLikelihood, LatentMargin
-from skmrr.nn.placement import as_input, module_device, seeded
+from skmrr.nn.placement import as_input, draw_seed, module_device, seeded
 from skmrr.nn.replica import CosineMap, LatentMap, Replica
 from skmrr.nn.tapped import own_copy, shared_copy
 from skmrr.nn.trials import explaining
-
-TRAINING = (
-    *("clustering", "gamma", "exploration_radius", "max_epochs", "learning_rate"),
-    *("early_stopping", "validation_fraction", "n_iter_no_change", "training_batch_size"),
-)
 
 
 @dataclass(eq=False, repr=False)
@@ -33,9 +28,9 @@ class LatentDefender(RealignedDefender):
     on the unit sphere. A row that fools the classifier but not the map lies far from the class
     that the classifier names; that mismatch, calibrated on held-out clean rows, is the risk.
 
-    Parameters of the training are those of `skmrr.defenders.realigned.RealignedDefender`; others,
-    and attributes, that are not listed here are those of `BaseDetector`. A parameter that was set
-    but has no effect raises a ``ValueError``.
+    Parameters of the training, and its attributes, are those of
+    `skmrr.defenders.realigned.RealignedDefender`; others that are not listed here are those of
+    `BaseDetector`. A parameter that was set but has no effect raises a ``ValueError``.
 
     Parameters
     ----------
@@ -69,13 +64,6 @@ class LatentDefender(RealignedDefender):
         of the training rows.
     exploration_steps : int, default=2
         Steps of gradient ascent that look for that point.
-
-    Attributes
-    ----------
-    exploration_radius_ : float
-        The radius in use.
-    history_ : dict of str to list of float
-        Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
 
     See Also
     --------
@@ -167,7 +155,10 @@ class LatentDefender(RealignedDefender):
         if statistic == "margin":
             self._refuse_unused("density", because="a margin needs no density")
         if not self.realign:
-            self._refuse_unused(*TRAINING, because="realign=False trains nothing")
+            self._refuse_unused(
+                *("clustering", "gamma", "exploration_radius", *TRAINING),
+                because="realign=False trains nothing",
+            )
         if self.exploration_radius == 0:
             self._refuse_unused("exploration_steps", because="exploration_radius=0")
 
@@ -178,7 +169,7 @@ class LatentDefender(RealignedDefender):
             latent_map = own_copy(self.module)
             assert isinstance(latent_map, LatentMap)
             if isinstance(latent_map, Replica) and latent_map.width < 1:
-                with seeded(random_state.randint(MAX_SEED)):
+                with seeded(draw_seed(random_state)):
                     latent_map.prepare(as_input(x, latent_map))
             return latent_map
         encoder = _identity(x[0].numel()) if self.module is None else shared_copy(self.module)

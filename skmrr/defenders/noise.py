@@ -37,7 +37,7 @@ class NoiseDefender(StatisticDetector):
     Parameters
     ----------
     noise : {"dense", "sparse"}, default="dense"
-        What to listen for, and what ``"auto"`` below chooses by: faint ± noise of all values, or
+        What to look for, and what ``"auto"`` below chooses by: faint ± noise of all values, or
         five values at the farther end of the range.
     patch_size : "auto" or int, default="auto"
         Side of the square patches, in pixels. Flat rows are one patch.

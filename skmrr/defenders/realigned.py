@@ -15,16 +15,19 @@ from torch import nn
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.nn.exploration import Explorer
-from skmrr.nn.placement import as_input
+from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.realignment import Realigner
 from skmrr.nn.replica import LatentMap, class_means
 from skmrr.nn.rows import Rows
 from skmrr.nn.tolerance import noise_tolerance
 from skmrr.nn.trials import explaining
 
-MAX_SEED = np.iinfo(np.int32).max
 MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is measured on
 MAX_SAMPLE_ROWS = 1024  # training rows that a map is initialised on
+TRAINING = (  # parameters without effect where nothing is trained
+    *("max_epochs", "learning_rate", "training_batch_size"),
+    *("early_stopping", "validation_fraction", "n_iter_no_change"),
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -55,11 +58,10 @@ class RealignedDefender(StatisticDetector):
 
     Attributes
     ----------
-    exploration_radius_ : float
-        The radius in use.
+    exploration_radius_ : float or None
+        The radius in use; None where an `IntervalMap` needs none.
     history_ : dict of str to list of float
         Training loss of each epoch and, with `early_stopping`, the clean held-out loss.
-
     """
 
     module: nn.Module | None = None
@@ -184,7 +186,7 @@ class RealignedDefender(StatisticDetector):
             train,
             held_out,
             patience=self.n_iter_no_change,
-            seed=random_state.randint(MAX_SEED),
+            seed=draw_seed(random_state),
         )
 
 
@@ -193,7 +195,7 @@ def measure_tolerance(
 ) -> float:
     """Measure on a thousand training rows how much noise a classifier bears."""
     x = rows.take(random_state.permutation(train)[:MAX_TOLERANCE_ROWS])
-    generator = torch.Generator().manual_seed(int(random_state.randint(MAX_SEED)))
+    generator = torch.Generator().manual_seed(draw_seed(random_state))
     return noise_tolerance(classifier, x, clip_values, generator=generator)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,11 @@ def module_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
 def as_input(batch: Tensor, module: nn.Module) -> Tensor:
     """`batch` in the dtype of `module`'s parameters, on its device."""
     return batch.to(device=module_device(module), dtype=module_dtype(module, batch.dtype))
+
+
+def draw_seed(random_state: np.random.RandomState) -> int:
+    """Draw a seed for torch, or for an estimator, from a source of randomness."""
+    return int(random_state.randint(np.iinfo(np.int32).max))
 
 
 @contextmanager

@@ -15,7 +15,15 @@ from torch.nn import functional
 from skmrr.nn.layers import check_has_linear, find_layer
 from skmrr.nn.narrowing import narrow
 from skmrr.nn.placement import module_dtype
-from skmrr.nn.tapped import INPUT, attach, head_input, keep, own_copy, run, unwrapped_name
+from skmrr.nn.tapped import (
+    INPUT,
+    LayerChange,
+    head_input,
+    keep,
+    own_copy,
+    run,
+    unwrapped_name,
+)
 
 FEATURES, NATURAL = "features", "natural features"  # what a checkpoint keeps of a pass
 COSINE_SCALE = 16.0  # norm given to a unit feature before a cosine head
@@ -39,7 +47,7 @@ class LatentMap(nn.Module, ABC):
         return self.features_and_logits(x)[0]
 
 
-class Checkpoint(nn.Module):
+class Checkpoint(LayerChange):
     """Hook that normalises what passes a replica's checkpoint.
 
     The rest of the network was trained on features of their natural norm, so it is given
@@ -49,23 +57,14 @@ class Checkpoint(nn.Module):
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.scale = nn.Parameter(torch.zeros((), dtype=dtype))  # zero: not known yet
-        self.is_input = False
 
-    def forward(self, module: nn.Module, inputs: tuple, output: object = None):
-        """Return what the layer is given, or gives, on the sphere of radius ``scale``."""
-        checkpoint = inputs[0] if self.is_input else output
-        assert isinstance(checkpoint, Tensor)
+    def changed(self, value):
+        """Put the features on the sphere of radius ``scale``."""
         scale = torch.where(self.scale > 0, self.scale, 1.0)
-        features = functional.normalize(checkpoint.flatten(1))
+        features = functional.normalize(value.flatten(1))
         keep(FEATURES, features)
-        keep(NATURAL, checkpoint)
-        changed = (scale * features).view_as(checkpoint)
-        return (changed,) if self.is_input else changed
-
-    def attach(self, network: nn.Module, name: str) -> None:
-        """Attach the hook to the layer of a tap."""
-        self.is_input = name.endswith(INPUT)
-        attach(network, name, self)
+        keep(NATURAL, value)
+        return (scale * features).view_as(value)
 
 
 class Replica(LatentMap):

@@ -21,7 +21,7 @@ from skmrr.nn.latent_statistics import LatentMargin
 from skmrr.nn.layers import replace_layer
 from skmrr.nn.replica import Replica
 from skmrr.nn.statistic import Statistic, against_best_other, in_parts
-from skmrr.nn.tapped import INPUT, attach
+from skmrr.nn.tapped import LayerChange
 
 ROWS = 64  # at a time: more channels' activations than of these leave the processor's cache
 TOLERANCE = 1e-4  # of the logits of a trial run, relative to the largest
@@ -92,8 +92,7 @@ class MarginStack(nn.Module):
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.checkpoint = StackedCheckpoint([part.checkpoint.scale for part in replicas.values()])
         assert first.layer is not None
-        self.checkpoint.is_input = first.layer.endswith(INPUT)
-        attach(self.network, first.layer, self.checkpoint)
+        self.checkpoint.attach(self.network, first.layer)
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -128,23 +127,18 @@ class MarginStack(nn.Module):
         return margins.gather(1, columns.repeat_interleave(n)[:, None]).view(-1, n)
 
 
-class StackedCheckpoint(nn.Module):
+class StackedCheckpoint(LayerChange):
     """Hook that normalises the features of each of several replicas at their checkpoint."""
 
     def __init__(self, scales: list[Tensor]):
         super().__init__()
         natural = torch.stack(scales).detach()
         self.scales = nn.Parameter(torch.where(natural > 0, natural, 1.0))
-        self.is_input = False
 
-    def forward(self, module: nn.Module, inputs: tuple, output: object = None):
-        """Return what the layer is given, or gives, on the spheres of radius ``scales``."""
-        checkpoint = inputs[0] if self.is_input else output
-        assert isinstance(checkpoint, Tensor)
-        features = checkpoint.reshape(checkpoint.shape[0], len(self.scales), -1)
-        changed = self.scales[:, None] * functional.normalize(features, dim=2)
-        changed = changed.view_as(checkpoint)
-        return (changed,) if self.is_input else changed
+    def changed(self, value):
+        """Put the features of each replica on the sphere of its radius, of ``scales``."""
+        features = value.reshape(value.shape[0], len(self.scales), -1)
+        return (self.scales[:, None] * functional.normalize(features, dim=2)).view_as(value)
 
 
 def _try_stack(group: dict[int, Replica], shape: tuple[int, ...]) -> MarginStack | None:

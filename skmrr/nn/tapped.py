@@ -7,6 +7,7 @@ is built once, when the detector is fitted, into a copy of the modules around th
 
 import copy
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -116,6 +117,30 @@ class Tap:
     def attach(self, network: nn.Module) -> None:
         """Attach the tap to its layer."""
         attach(network, self.name, self)
+
+
+class LayerChange(nn.Module, ABC):
+    """Hook that puts another tensor in the place of what a layer is given, or gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_input = False
+
+    @abstractmethod
+    def changed(self, value: Tensor) -> Tensor:
+        """Return what the network goes on with, of the same shape."""
+
+    def forward(self, module: nn.Module, inputs: tuple, output: object = None):
+        """Return what torch puts in the place of the layer's inputs, or of its output."""
+        value = inputs[0] if self.is_input else output
+        assert isinstance(value, Tensor)
+        changed = self.changed(value)
+        return (changed,) if self.is_input else changed
+
+    def attach(self, network: nn.Module, name: str) -> None:
+        """Attach the hook to the layer of a tap."""
+        self.is_input = name.endswith(INPUT)
+        attach(network, name, self)
 
 
 def attach(network: nn.Module, name: str, hook) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skmrr.nn.placement import as_input
-from skmrr.nn.tapped import run, shared_copy
+from skmrr.nn.tapped import Tapped
 
 TOLERANCE_HALVINGS = 10  # to within a thousandth of the range of values
 
@@ -46,12 +46,12 @@ def noise_tolerance(
         ε in the units of `x`, to within a thousandth of the range of values.
     """
     low, high = clip_values or (float(x.min()), float(x.max()))
-    classifier = shared_copy(classifier)
-    x = as_input(x, classifier)
+    tapped = Tapped(classifier)
+    x = as_input(x, tapped)
     signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
 
     def decide(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([run(classifier, part)[0].argmax(1) for part in rows.split(batch_size)])
+        return torch.cat([tapped(part).logits.argmax(1) for part in rows.split(batch_size)])
 
     with torch.no_grad():
         clean = decide(x)
