@@ -55,7 +55,7 @@ class InputDictionaryDefender(StatisticDetector):
     remove_mean : bool, default=False
         Whether to set aside the mean of a patch, so that the atoms need not spend on brightness.
     selection : {"omp", "ormp"}, default="omp"
-        Orthogonal matching pursuit, or its order-recursive kind: smaller residuals, dearer.
+        Orthogonal matching pursuit, or its order-recursive kind: smaller residuals, slower.
     n_patches : int, default=50000
         Patches of each class to learn from.
     max_iter : int, default=12

@@ -49,7 +49,7 @@ class SparseCoder(nn.Module):
         Largest number of atoms in a code.
     selection : {"omp", "ormp"}, default="omp"
         ``omp`` takes the atom most correlated with the residual, ``ormp`` (order-recursive) the
-        one that leaves the smallest residual; a little dearer.
+        one that leaves the smallest residual; a little slower.
     backend : {"auto", "torch", "numba"}, default="auto"
         ``auto`` takes numba on the CPU where it is installed. The codes are the same.
     n_jobs : int, optional
