@@ -28,7 +28,7 @@ class MarginDetector(StatisticDetector):
     >>> from sklearn.datasets import load_digits
     >>> from skmrr import MarginDetector
     >>> X, y = load_digits(return_X_y=True)
-    >>> detector = MarginDetector(torch.nn.Linear(64, 10), random_state=0).fit(X)
+    >>> detector = MarginDetector(torch.nn.Linear(64, 10), random_state=0).fit(X, y)
     >>> detector.risk(X[:3]).shape
     (3,)
     """
