@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from skmrr._sklearn import Interval, fit_context
 from skmrr.calibration import ConformalSurvival
+from skmrr.harmless import bind
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector_module import DetectorModule, Evidence
@@ -67,6 +68,12 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         Seed of the split and of whatever else is random in `fit`.
     verbose : bool, default=False
         Whether to show progress bars.
+    harmless : list of callable, optional
+        Changes of a row that must not raise an alarm: of `skmrr.harmless`, or functions of a batch
+        (Tensor of shape (batch, …), in the units of X). Each calibration row then counts as its
+        oddest version, so that P(alarm) ≤ `security_parameter` on clean rows as they are and under
+        each of these changes. Calibrating takes one more pass of its rows for each change; what is
+        odd only within the changes' reach is no longer detected.
 
     Attributes
     ----------
@@ -92,6 +99,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     device: str | torch.device = "auto"
     random_state: int | np.random.RandomState | None = None
     verbose: bool = False
+    harmless: Sequence[Callable] | None = None
 
     _parameter_constraints: ClassVar[dict] = {
         "classifier": [nn.Module, None],
@@ -103,6 +111,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "harmless": [list, tuple, None],
     }
 
     _calibrated_apart: ClassVar[bool] = False
@@ -141,10 +150,11 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
         Parameters
         ----------
-        values : ndarray of shape (n_rows, n_members)
-            Statistics of clean rows that nothing was fitted on.
-        columns : ndarray of shape (n_rows,)
-            Index of each row's class in ``classes_``.
+        values : ndarray of shape (n_rows, n_versions, n_members)
+            Statistics of clean rows that nothing was fitted on, as they are and under each
+            harmless change.
+        columns : ndarray of shape (n_rows, n_versions)
+            Index of each version's class in ``classes_``.
         """
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -193,6 +203,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     def _fit(self, X, y, labels):
         rows = self._read_rows(X, reset=True)
         rows.check(self.batch_size)
+        self._check_harmless(rows)
         classifier = self._tapped()
         if classifier is not None:
             check_classifier(classifier, rows)
@@ -315,8 +326,29 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         """Of so many calibration rows, how many set the threshold."""
         return n_rows - n_rows // 2 if self._calibrated_apart else n_rows
 
+    def _check_harmless(self, rows: Rows) -> None:
+        """Try each harmless change on two rows, before any work is lost."""
+        for change in self._harmless_changes():
+            change(rows.take([0, len(rows) - 1]))
+
+    def _harmless_changes(self) -> list[Callable[[Tensor], Tensor]]:
+        changes = self.harmless or ()
+        return [bind(change, self.clip_values, seed) for seed, change in enumerate(changes)]
+
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
-        values, columns, is_known = self._stream(self.evidence_, rows, labels, indices)
+        versions = [self._stream(self.evidence_, rows, labels, indices, desc="calibrate")]
+        if self.classifier is not None:
+            labels = None  # what the classifier makes of a changed row is to be asked
+        changes = self._harmless_changes()
+        for k, change in enumerate(changes, start=1):
+
+            def examine(x, decided, change=change):
+                return self.evidence_(change(x), decided)
+
+            desc = f"calibrate, change {k} of {len(changes)}"
+            versions.append(self._stream(examine, rows, labels, indices, desc=desc))
+        values, columns, are_known = (np.stack(part, 1) for part in zip(*versions, strict=True))
+        is_known = are_known.all(axis=1)
         if not is_known.all():
             raise ValueError(
                 f"The classifier names a class that the detector was not fitted on for "
@@ -333,13 +365,18 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
     @torch.no_grad()
     def _stream(
-        self, judge: Callable[..., tuple[Tensor, ...]], rows: Rows, labels, indices=None
+        self,
+        judge: Callable[..., tuple[Tensor, ...]],
+        rows: Rows,
+        labels,
+        indices=None,
+        desc: str = "rows",
     ) -> tuple[np.ndarray, ...]:
         """Collect what `judge` finds in all rows, or those at `indices`, batch by batch."""
         device = module_device(self.evidence_)
         n_rows = len(rows) if indices is None else len(indices)
         parts = []
-        with tqdm(total=n_rows, desc="rows", disable=not self.verbose, leave=False) as bar:
+        with tqdm(total=n_rows, desc=desc, disable=not self.verbose, leave=False) as bar:
             for positions, batch in rows.batches(self.batch_size, indices):
                 decided = None
                 if labels is not None:

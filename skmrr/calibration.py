@@ -66,9 +66,11 @@ class ConformalSurvival(nn.Module):
 
         Parameters
         ----------
-        statistics : ndarray of shape (n_rows, n_members)
-            High = odd.
-        columns : ndarray of shape (n_rows,)
+        statistics : ndarray of shape (n_rows, n_members) or (n_rows, n_versions, n_members)
+            High = odd. Of rows in several versions the oddest counts, so that the promise holds
+            for each of them; all classes then share one calibration, as a row's versions may be
+            taken for several.
+        columns : ndarray of shape (n_rows,) or (n_rows, n_versions)
             Index of each row's predicted class.
         n_classes : int
             Number of classes.
@@ -76,6 +78,10 @@ class ConformalSurvival(nn.Module):
             A class with fewer rows shares one calibration with the others like it, or, where
             these are too few together, with all classes.
         """
+        if statistics.ndim == 3:
+            if statistics.shape[1] > 1:
+                min_class_rows = len(statistics) + 1
+            statistics, columns = statistics.max(1), columns[:, 0]
         counts = np.bincount(columns, minlength=n_classes)
         is_large = counts >= min_class_rows
         groups = [columns == c for c in np.flatnonzero(is_large)]

@@ -217,8 +217,12 @@ class MRREnsemble(BaseComposition, BaseDetector):
                 "defenders must hold triples: defenders=[('name', detector, weight), …]."
             )
         self._validate_names([name for name, *_ in self.defenders])
-        for _, member, _ in self.defenders:
-            detector_of(member)
+        for name, member, _ in self.defenders:
+            if detector_of(member).harmless is not None and not is_frozen(member):
+                raise ValueError(
+                    f"Member {name!r} has harmless=…, but the ensemble calibrates its members: "
+                    "give harmless to the ensemble."
+                )
         weights = [weight for *_, weight in self.defenders]
         if not all(isinstance(w, Real) and np.isfinite(w) and w >= 0 for w in weights) or not any(
             weights
@@ -310,9 +314,10 @@ class MRREnsemble(BaseComposition, BaseDetector):
         rule = FusionRule(self.fusion, torch.as_tensor(self.weights_))
         with torch.no_grad():
             log_survivals = survival(
-                *(torch.as_tensor(part[fusion_half]) for part in (values, columns))
+                torch.as_tensor(values[fusion_half]).flatten(0, 1),
+                torch.as_tensor(columns[fusion_half]).flatten(),
             )
-            fused = rule(log_survivals).numpy()[:, None]
+        fused = rule(log_survivals).view(*columns[fusion_half].shape, 1).numpy()
         whole = ConformalSurvival.fit(fused, columns[fusion_half], len(self.classes_))
         self._calibrate_alone(values[members_half], columns[members_half])
         return survival, CalibratedFusion(rule, whole)
@@ -324,20 +329,21 @@ class MRREnsemble(BaseComposition, BaseDetector):
             for k, statistic in enumerate(self.evidence_.members)
             if isinstance(statistic, MarginStatistic)
         ]
-        if not margins or values.shape[1] == 1:
+        n_members = values.shape[2]
+        if not margins or n_members == 1:
             return ConformalSurvival.fit(values, columns, len(self.classes_))
-        scale = LocalScale.fit(values, margins[0])
-        scaled = scale(torch.as_tensor(values)).numpy()
+        scale = LocalScale.fit(values.reshape(-1, n_members), margins[0])
+        scaled = scale(torch.as_tensor(values).flatten(0, 1)).view(values.shape).numpy()
         survival = ConformalSurvival.fit(scaled, columns, len(self.classes_))
         return ConditionalSurvival(scale, survival)
 
     def _calibrate_alone(self, values, columns) -> None:
         """Calibrate each member that was fitted here for use by itself, too."""
-        fitted = zip(self._fitted_here, self.named_defenders_.values(), values.T, strict=True)
-        for is_ours, member, statistic in fitted:
-            if is_ours:
+        for k, member in enumerate(self.named_defenders_.values()):
+            if self._fitted_here[k]:
                 detector = detector_of(member)
-                survival = ConformalSurvival.fit(statistic[:, None], columns, len(self.classes_))
+                statistic = values[..., k : k + 1]
+                survival = ConformalSurvival.fit(statistic, columns, len(self.classes_))
                 detector._complete(survival, Alone())
 
 
