@@ -25,7 +25,7 @@ from skmrr.attacks import (
     Transfer,
     adaptive_suite,
 )
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost, flag_rates
+from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost
 from skmrr.evaluation.adaptive import _cost
 
 EPS = (0.05, 0.15, 0.3)
@@ -221,14 +221,6 @@ def test_evasion_costs_more_than_fooling_the_victim(explored, fresh):
     assert (costs["success_rate"] == 1).all()
     assert costs["ratio"].iloc[0] == 1
     assert (costs["ratio"].iloc[1:] > 1).all()
-
-
-def test_flag_rates(explored, fresh):
-    rates = flag_rates(explored, fresh[0], noise=(0.0, 0.4), degrees=(0, 45))
-    assert rates["clean"] == rates["noise ±0"] == rates["rotated 0°"]
-    assert rates["noise ±0.4"] > rates["clean"]
-    assert rates["rotated 45°"] > rates["clean"]
-    assert rates.between(0, 1).all()
 
 
 def test_flat_rows_are_attacked_in_their_shape(net, digits, light):

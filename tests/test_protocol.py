@@ -28,11 +28,13 @@ from skmrr.evaluation import (
     check_disjoint,
     evaluate_detection,
     fitted_bytes,
+    flag_rates,
     over_seeds,
     scoring_cost,
     tpr_at_fpr,
 )
 from skmrr.evaluation.successes import worst_scores
+from skmrr.harmless import CHANNELS, Rounding
 from skmrr.threshold import RiskMixin
 
 FRAMES = ("detection", "flagged", "scores")
@@ -185,7 +187,10 @@ def test_worst_case_is_of_each_broken_row_that_all_attacks_began_from(case):
     truth = np.r_[np.ones(200), np.zeros(len(odd))]
     expected = roc_auc_score(truth, np.r_[case.X[:, 0], odd])
     assert table.loc["worst case", "auc"] == pytest.approx(expected)
-    assert table.loc["worst case", ["success_rate", "mean_distortion"]].isna().all()
+    assert table.loc["worst case", "success_rate"] == len(worst) / len(
+        case.attacks["many"].attacked
+    )
+    assert np.isnan(table.loc["worst case", "mean_distortion"])
 
 
 def test_flagged_shares_split_the_clean_side_by_the_victims_errors(case):
@@ -278,6 +283,132 @@ def test_the_victim_is_asked_where_no_labels_are_given(net, digits, flat):
     )
     for name in FRAMES:
         pd.testing.assert_frame_equal(getattr(given, name), getattr(asked, name))
+
+
+# --- channels ---
+
+
+@pytest.fixture(scope="module")
+def sent(net, digits):
+    """Digits, a detector, and attacks that a coarse rounding undoes, or does not."""
+    X, y = digits[0][1000:], digits[1][1000:]
+    detector = MaxSoftmaxDetector(net, clip_values=(0, 1), random_state=0).fit(X[:600], y[:600])
+    X, y = X[600:], y[600:]
+    labels = predict(net, X)
+    rows = np.flatnonzero(labels == y)
+    turned = {
+        "mild": np.clip(X[rows] + 0.3 * np.sign(0.5 - X[rows]), 0, 1),
+        "strong": 1 - X[rows],
+    }
+    attacks = {}
+    for name, odd in turned.items():
+        fools = predict(net, odd) != y[rows]
+        attacks[name] = Successes(odd[fools], rows[fools], rows, np.arange(fools.sum()) + 1.0)
+    return SimpleNamespace(X=X, y=y, detector=detector, attacks=attacks)
+
+
+def predict(net, X):
+    with torch.no_grad():
+        return net(torch.as_tensor(X)).argmax(1).numpy()
+
+
+def test_only_what_still_fools_the_victim_counts(sent, net):
+    change = Rounding(1)
+    outcome = evaluate_detection(
+        {"it": sent.detector}, sent.X, sent.y, sent.attacks, channels={"1 bit": change}
+    )
+    table = outcome.detection.set_index("attack")
+    clean = change(torch.as_tensor(sent.X)).numpy()
+    for name, attack in sent.attacks.items():
+        odd = change(torch.as_tensor(attack.X)).numpy()
+        fools = predict(net, odd) != sent.y[attack.rows]
+        assert fools.sum() < len(odd) or name == "strong"
+        assert table.loc[name, "n_rows"] == fools.sum() > 0
+        assert table.loc[name, "success_rate"] == fools.sum() / attack.n_attacked
+        assert table.loc[name, "mean_distortion"] == attack.distortion[fools].mean()
+        scores = (sent.detector.score_samples(rows) for rows in (clean, odd[fools]))
+        assert table.loc[name, "auc"] == auc_interval(*scores)[0]
+    flagged = outcome.flagged.set_index(["rows", "security_parameter"])
+    is_right = predict(net, clean) == sent.y
+    assert flagged.loc[("clean, victim right", 0.05), "n_rows"] == is_right.sum()
+    assert (outcome.detection["channel"] == "1 bit").all()
+
+
+def test_worst_case_over_channels(sent):
+    channels = {"raw": None, "1 bit": Rounding(1)}
+    both, raw = (
+        evaluate_detection({"it": sent.detector}, sent.X, sent.y, sent.attacks, channels=chosen)
+        for chosen in (channels, {"raw": None})
+    )
+    kept = both.scores.query("attack != 'worst case'")
+    clean = kept.query("attack == 'clean'")
+    odd = kept.query("attack != 'clean'").groupby("row")["score"].max()
+    assert len(clean) == 2 * len(sent.X)
+    record = both.detection.query("channel == 'any channel'").squeeze()
+    assert record["auc"] == pytest.approx(auc_interval(clean["score"], odd)[0])
+    assert record["n_rows"] == len(odd)
+    assert "any channel" not in set(raw.detection["channel"])
+    part = both.detection.query("channel == 'raw'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(part, raw.detection)
+
+
+def test_images_come_through_all_channels_by_default(sent):
+    outcome = evaluate_detection({"it": sent.detector}, sent.X, sent.y, sent.attacks)
+    assert outcome.flagged["channel"].unique().tolist() == list(CHANNELS)
+
+
+def test_what_changes_nothing_changes_nothing(sent):
+    channels = {"raw": None, "same": lambda x: x}
+    table = evaluate_detection(
+        {"it": sent.detector}, sent.X, sent.y, sent.attacks, channels=channels
+    ).detection.query("channel != 'any channel'")
+    parts = [part.drop(columns="channel") for _, part in table.groupby("channel")]
+    pd.testing.assert_frame_equal(*(part.reset_index(drop=True) for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("channels", "error", "message"),
+    [
+        ([None], TypeError, "mapping of names to changes"),
+        ({}, TypeError, "mapping of names to changes"),
+        ({"any channel": None}, ValueError, "No channel may be called"),
+        ({"odd": 3}, TypeError, "3 is no change"),
+    ],
+)
+def test_bad_channels(sent, channels, error, message):
+    with pytest.raises(error, match=message):
+        evaluate_detection({"it": sent.detector}, sent.X, sent.y, sent.attacks, channels=channels)
+
+
+def test_changed_rows_need_a_classifier_to_ask(case):
+    with pytest.raises(ValueError, match="could be asked about changed rows"):
+        evaluate(case, channels={"same": lambda x: x})
+
+
+# --- harmless changes ---
+
+
+def test_flag_rates_are_of_rows_still_right(sent, net):
+    changes = {"rounding": [Rounding(4), Rounding(1)]}
+    rates = flag_rates({"it": sent.detector}, sent.X, sent.y, changes=changes)
+    rates = rates.set_index(["change", "severity", "security_parameter"])
+    assert len(rates) == 6
+    for severity, change in enumerate([None, *changes["rounding"]]):
+        rows = sent.X if change is None else change(torch.as_tensor(sent.X)).numpy()
+        still = predict(net, rows) == sent.y
+        record = rates.loc[("rounding" if severity else "none", severity, 0.05)]
+        flagged = sent.detector.set_params(security_parameter=0.05).predict(rows[still]) == -1
+        assert record["still_right"] == still.mean()
+        assert record["n_rows"] == still.sum()
+        assert record["flagged"] == flagged.mean()
+        assert record["low"] <= record["flagged"] <= record["high"]
+
+
+def test_flag_rates_need_a_victim(case, sent):
+    with pytest.raises(ValueError, match="No detector has a classifier"):
+        flag_rates({"it": Known()}, case.X, case.y)
+    with pytest.raises(ValueError, match="no row right under 'none'"):
+        flag_rates({"it": sent.detector}, sent.X, (sent.y + 1) % 10)
 
 
 def altered(case, **changes):

@@ -13,14 +13,17 @@ from skmrr.bench.table1 import (
     costs_of,
     detection_of,
     fitted_problems,
+    in_channel,
     in_round_numbers,
     table1_report,
 )
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive
+from skmrr.evaluation import certified_success_rate, evaluate_adaptive, flag_rates, over_seeds
 from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
 
 ADAPTIVE_SP = 0.05
+N_CHANGED = 2000  # images that are changed harmlessly
 
 
 def peers(run: Run) -> Report:
@@ -28,13 +31,17 @@ def peers(run: Run) -> Report:
 
     It shares its cache with `table1`.
     """
-    by_seed, costs, success, bounds = {}, [], [], []
+    by_seed, costs, success, bounds, harmless = {}, [], [], [], []
     name, sizes = run.dataset, run.sizes
     eps = EPS[name][-1:] if sizes.quick else EPS[name]
     for problem, fitted in fitted_problems(run):
         seed = problem.seed
         by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
+        run.tell(seed, "harmless changes")
+        detectors = {name: system.detector for name, system in fitted.items()}
+        X, y = problem.X_test[:N_CHANGED], problem.y_test[:N_CHANGED]
+        harmless.append(run.memory.cache(flag_rates)(detectors, X, y).assign(seed=seed))
         X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
             run.tell(seed, f"attacks on {detector}")
@@ -52,7 +59,11 @@ def peers(run: Run) -> Report:
                 )
                 bounds.append(frame.assign(detector=detector, seed=seed))
     first = table1_report(run, by_seed, costs)
-    frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
+    frames = {
+        **first.frames,
+        "adaptive": pd.concat(success, ignore_index=True),
+        "harmless": pd.concat(harmless, ignore_index=True),
+    }
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)
     pooled = pooled_success(frames["adaptive"])
@@ -65,8 +76,24 @@ def peers(run: Run) -> Report:
         "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
         "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
         + markdown(with_intervals(table, pooled))
+        + "\n\n"
+        + harmless_text(frames["harmless"])
     )
     return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
+
+
+def harmless_text(harmless: pd.DataFrame) -> str:
+    """Markdown of how often each detector flags what is harmless, at SP 5 %."""
+    part = harmless[harmless["security_parameter"] == ADAPTIVE_SP]
+    names = part["change"] + " " + part["severity"].map(str)
+    part = part.assign(change=names.str.removesuffix(" 0"))
+    shares = over_seeds(part, ["change", "detector"], ["flagged"])["flagged"]
+    shown = shares.apply(lambda r: spread(r["mean"], r["min"], r["max"]), axis=1)
+    return (
+        "Share of images flagged at SP 5 % after a harmless change, of those that the victim still "
+        "classifies rightly: 1 mild, 2 moderate, 3 as strong as is still harmless "
+        "(`skmrr.harmless.SEVERITIES`).\n\n" + markdown(shown.unstack("detector", sort=False))
+    )
 
 
 def adaptive_success(
@@ -89,7 +116,7 @@ def adaptive_success(
 
 def peers_table(frames: dict[str, pd.DataFrame], pooled: pd.DataFrame) -> pd.DataFrame:
     """One row a detector; its success rates are those of `pooled_success`."""
-    detection = frames["detection"]
+    detection = in_channel(frames["detection"], RAW)
     per_attack = detection[detection["attack"] != WORST]
     means = per_attack.groupby("detector", sort=False)[["auc", "tpr_0.01", "tpr_0.05"]].mean()
     by_attack = per_attack.groupby(["detector", "attack"], sort=False)["auc"].mean()

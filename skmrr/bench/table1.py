@@ -1,6 +1,7 @@
 """Table 1, of attacks that see the victim alone."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,16 @@ from skmrr.evaluation import (
     scoring_cost,
 )
 from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.channels import RAW, Arrived, arrive
 from skmrr.evaluation.protocol import evaluate_scores
-from skmrr.evaluation.successes import CLEAN, check_attacks, rows_to_score
+from skmrr.evaluation.successes import CLEAN, check_attacks
+from skmrr.harmless import CHANNELS
 from skmrr.threshold import ADVERSARIAL
 
 TABLE1_SP = (0.01, 0.05)
 ROUNDED = {"fit_seconds": "{:.0f}", "score_cost": "{:.1f}", "megabytes": "{:.2f}"}
 N_ANSWERED = 2000  # images that rivals with a classifier of their own answer
+FEWEST = 10  # successes of an attack that an area is shown for
 HIGHEST_DRAWN = 0.9999  # a logit axis has no place for 0 and 1
 
 
@@ -76,15 +80,23 @@ def table1_report(
 def detection_of(run: Run, problem: Problem, fitted: dict[str, Fitted]) -> DetectionEvaluation:
     """Evaluate fitted detectors on all attacks of a problem."""
     run.tell(problem.seed, "scoring")
-    is_right = np.isin(np.arange(len(problem.y_test)), problem.rows)
+    X, y = problem.X_test, problem.y_test
+    is_right = np.isin(np.arange(len(y)), problem.rows)
     check_attacks(problem.attacks, is_right)
     score = run.memory.cache(score_samples)
-    sets = rows_to_score(problem.X_test, problem.attacks)
-    scores = {
-        name: {kind: score(system.detector, X) for kind, X in sets.items()}
-        for name, system in fitted.items()
-    }
-    return evaluate_scores(scores, is_right, problem.attacks, security_parameters=TABLE1_SP)
+    scores: dict[str, dict] = {name: {} for name in fitted}
+    arrived = {}
+    for channel, change in CHANNELS.items():
+        here = Arrived(X, is_right, problem.attacks)
+        if change is not None:
+            decide = partial(predict, problem.victim)
+            here = arrive(change, X, y, problem.attacks, decide, (0, 1))
+        for name, system in fitted.items():
+            scores[name][channel] = {
+                kind: score(system.detector, rows) for kind, rows in here.sets.items()
+            }
+        arrived[channel] = here.without_rows()
+    return evaluate_scores(scores, arrived, security_parameters=TABLE1_SP)
 
 
 def score_samples(detector: BaseDetector, X) -> np.ndarray:
@@ -146,7 +158,7 @@ SAID = {
 def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     """Markdown of table 1."""
     name = run.dataset
-    detection, flagged = frames["detection"], frames["flagged"]
+    detection, flagged = (in_channel(frames[part], RAW) for part in ("detection", "flagged"))
     table = over_seeds(detection, ["attack", "detector"], ["auc", "tpr_0.01"])
     paper = PAPER_TABLE1.get(name, {})
     parts = []
@@ -187,6 +199,7 @@ def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             "included. Worst case: of each image that all attacks began from, the success that the "
             f"detector finds most normal. {pooled}{SAID[name]}",
             *parts,
+            channels_text(frames),
             "### Share of clean images flagged at the calibrated threshold",
             markdown(alarms.unstack(["security_parameter", "rows"], sort=False).pipe(_flat)),
             "### Cost",
@@ -201,6 +214,56 @@ def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
     )
 
 
+def channels_text(frames: dict[str, pd.DataFrame]) -> str:
+    """Markdown of what is left of the evidence at the end of each channel."""
+    detection = frames["detection"]
+    by = ["detector", "channel", "attack"]
+    table = over_seeds(detection, by, ["auc", "n_rows"])
+    worst = table["auc"].xs(WORST, level="attack")
+    shown = worst.apply(lambda row: spread(row["mean"], row["min"], row["max"]), axis=1)
+    single = table.drop(WORST, level="attack")
+    single = single[single["n_rows"]["min"] >= FEWEST]["auc"]["mean"]
+    least = single.groupby(["detector", "channel"], sort=False).agg(["min", "idxmin"])
+    least = least.apply(lambda row: f"{decimal(row['min'])} ({row['idxmin'][-1]})", axis=1)
+    of_ours = single.xs(single.index[0][0], level="detector").unstack("channel", sort=False)
+    clean = flagged_through(frames["flagged"])
+    return "\n\n".join(
+        [
+            "### Through channels",
+            "Area under the ROC curve in the worst case over all attacks, of what still fools the "
+            "victim when it arrives, against clean images that came the same way. *any channel*: "
+            "worst case over channels too, against the clean images of all of them.",
+            markdown(shown.unstack("channel", sort=False)),
+            "Least area of a single attack at one strength, of those that still fool the victim "
+            f"{FEWEST} times with every seed.",
+            markdown(least.unstack("channel", sort=False)),
+            f"Each attack by {single.index[0][0]}.",
+            markdown(of_ours.map(decimal)),
+            "Share of clean images flagged at the calibrated threshold, SP 5 %.",
+            markdown(clean),
+        ]
+    )
+
+
+def flagged_through(flagged: pd.DataFrame) -> pd.DataFrame:
+    """Share of clean images flagged at SP 5 %, by detector and channel."""
+    is_shown = (flagged["rows"] == CLEAN) & (flagged["security_parameter"] == TABLE1_SP[-1])
+    part = flagged[is_shown]
+    shares = over_seeds(part, ["detector", "channel"], ["flagged"])["flagged"]
+    shown = shares.apply(lambda r: spread(r["mean"], r["min"], r["max"]), axis=1)
+    return shown.unstack("channel", sort=False)
+
+
+def decimal(value: float) -> str:
+    """Share as a table has it."""
+    return spread(value, value, value)
+
+
+def in_channel(frame: pd.DataFrame, channel: str) -> pd.DataFrame:
+    """Part of a frame that came through one channel."""
+    return frame[frame["channel"] == channel]
+
+
 def in_round_numbers(table: pd.DataFrame) -> pd.DataFrame:
     """Costs as shown."""
     return table.assign(**{name: table[name].map(form.format) for name, form in ROUNDED.items()})
@@ -211,7 +274,8 @@ def draw_roc(outcome: DetectionEvaluation, title: str):
     from matplotlib import pyplot as plt
 
     figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
-    scores = outcome.scores[outcome.scores["seed"] == outcome.scores["seed"].iloc[0]]
+    scores = in_channel(outcome.scores, RAW)
+    scores = scores[scores["seed"] == scores["seed"].iloc[0]]
     for detector, part in scores.groupby("detector", sort=False):
         clean, worst = (
             part.loc[part["attack"] == kind, "score"].to_numpy() for kind in (CLEAN, WORST)
@@ -228,7 +292,7 @@ def draw_cost(frames: dict[str, pd.DataFrame]):
     """Draw mean AUC, on a scale that widens towards 1, against the cost of scoring."""
     from matplotlib import pyplot as plt
 
-    detection = frames["detection"]
+    detection = in_channel(frames["detection"], RAW)
     auc = detection[detection["attack"] != WORST].groupby("detector", sort=False)["auc"].mean()
     cost = frames["cost"].groupby("detector", sort=False)["score_cost"].mean()
     frame = pd.concat([auc.clip(1 - HIGHEST_DRAWN, HIGHEST_DRAWN), cost], axis=1).reset_index()

@@ -4,7 +4,6 @@ from skmrr.evaluation.adaptive import (
     AdaptiveEvaluation,
     evaluate_adaptive,
     evasion_cost,
-    flag_rates,
 )
 from skmrr.evaluation.bounds import certified_success_rate
 from skmrr.evaluation.costs import fitted_bytes, scoring_cost
@@ -14,6 +13,7 @@ from skmrr.evaluation.displays import (
     RiskHistogramDisplay,
     SuccessCurveDisplay,
 )
+from skmrr.evaluation.flagging import flag_rates
 from skmrr.evaluation.frames import DetectionEvaluation, over_seeds
 from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
 from skmrr.evaluation.protocol import check_disjoint, evaluate_detection

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.ndimage import rotate
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -16,7 +15,7 @@ from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
-from skmrr.evaluation.attacked_rows import as_rows, asked, classifier_of, clip_values_of
+from skmrr.evaluation.attacked_rows import as_rows, asked, classifier_of
 from skmrr.evaluation.bounds import classes_within_reach
 from skmrr.evaluation.metrics import exact_interval
 
@@ -242,46 +241,6 @@ def _check_reach(found: Tensor, x: Tensor, eps: float, norm: float, clip_values)
         raise ValueError(
             f"An attack left the range clip_values={tuple(clip_values)} that it is given."
         )
-
-
-def flag_rates(
-    detector: BaseDetector, X, *, noise=(0.05, 0.1, 0.2), degrees=(5, 15, 30), random_state=0
-):
-    """Share of harmlessly changed rows that are flagged, beside that of the rows as they are.
-
-    Parameters
-    ----------
-    detector : BaseDetector
-        Fitted and calibrated.
-    X : array-like of shape (n_samples, channels, height, width)
-        Clean rows.
-    noise : sequence of float
-        Sizes of uniform noise ±ε, in the units of X.
-    degrees : sequence of float
-        Angles of rotations.
-    random_state : int, default=0
-        Seed of the noise.
-
-    Returns
-    -------
-    pandas.Series
-        Share in [0, 1], by change.
-    """
-    pandas = check_pandas_support("flag_rates")
-    X = np.asarray(X)
-    low, high = clip_values_of(detector)
-    rng = np.random.default_rng(random_state)
-    changed = {"clean": X}
-    for size in noise:
-        signs = rng.uniform(-size, size, X.shape).astype(X.dtype)
-        changed[f"noise ±{size:g}"] = np.clip(X + signs, low, high)
-    for angle in degrees:
-        turned = rotate(X, angle, axes=(-1, -2), reshape=False, order=1, mode="nearest")
-        changed[f"rotated {angle:g}°"] = np.clip(turned, low, high)
-    return pandas.Series(
-        {name: float((detector.predict(rows) == -1).mean()) for name, rows in changed.items()},
-        name="flagged",
-    )
 
 
 def evasion_cost(

@@ -16,17 +16,21 @@ class DetectionEvaluation:
     """Outcome of `evaluate_detection`; each frame is tidy, a row an observation."""
 
     detection: "pd.DataFrame"
-    """By ``detector`` and ``attack``: ``n_rows``, ``success_rate``, ``mean_distortion``, ``auc``
-    with its 95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these shares of all
-    clean rows flagged; NaN for an attack without a success. The attack "worst case" takes, of each
-    row that all attacks began from, the success that the detector finds most normal."""
+    """By ``detector``, ``channel`` and ``attack``: number ``n_rows`` and ``success_rate`` of what
+    still fools the victim when it arrives, ``mean_distortion`` before it was sent, ``auc`` with its
+    95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these shares flagged of all
+    clean rows that come through the same channel; NaN for an attack without a success. The attack
+    "worst case" takes, of each row that all attacks began from, the success that the detector
+    finds most normal; in the channel "any channel" it does so over all channels, against the clean
+    rows of all of them."""
     flagged: "pd.DataFrame"
-    """By ``detector``, ``rows`` ("clean", "clean, victim right", "clean, victim wrong", or an
-    attack) and ``security_parameter``: ``n_rows`` and the share ``flagged`` at the detector's
-    calibrated threshold, with its 95 % interval ``low`` to ``high`` (Clopper and Pearson)."""
+    """By ``detector``, ``channel``, ``rows`` ("clean", "clean, victim right", "clean, victim
+    wrong", or an attack) and ``security_parameter``: ``n_rows`` and the share ``flagged`` at the
+    detector's calibrated threshold, with its 95 % interval ``low`` to ``high`` (Clopper and
+    Pearson)."""
     scores: "pd.DataFrame"
-    """``detector``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row scored, and
-    of those of the worst case."""
+    """``detector``, ``channel``, ``attack`` ("clean" for none), ``row`` and ``score`` of every row
+    scored, and of those of the worst case."""
 
     @classmethod
     def concat(

@@ -1,19 +1,29 @@
 """How well detectors tell clean rows from attacks that do not know them.
 
 Thresholds are set by the detectors' own calibration, before any attack. Only an attack's successes
-count; the clean side is all clean rows, the victim's own errors included.
+count; the clean side is all clean rows, the victim's own errors included. Both come through the
+same channels.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from skmrr._sklearn import check_pandas_support
 from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.channels import (
+    ANY_CHANNEL,
+    RAW,
+    Arrived,
+    arrive,
+    check_channels,
+    decisions_of,
+)
 from skmrr.evaluation.frames import DetectionEvaluation
 from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
 from skmrr.evaluation.successes import (
@@ -21,12 +31,9 @@ from skmrr.evaluation.successes import (
     Successes,
     check_attacks,
     common_rows,
-    rows_to_score,
     worst_scores,
 )
-from skmrr.nn.rows import Rows
-from skmrr.nn.tapped import Tapped
-from skmrr.nn.trials import predict_labels
+from skmrr.harmless import CHANNELS
 from skmrr.threshold import RiskMixin
 from skmrr.validation import check_labels
 
@@ -38,6 +45,7 @@ def evaluate_detection(
     attacks: Mapping[str, Successes],
     *,
     labels=None,
+    channels: Mapping[str, Callable | None] | None = None,
     security_parameters: Sequence[float] = (0.01, 0.05),
     verbose: bool = False,
 ) -> DetectionEvaluation:
@@ -57,6 +65,11 @@ def evaluate_detection(
         The victim's decisions for X, which tell on which rows it is right; by default the first
         detector's ``classifier`` is asked. A detector without a classifier of its own judges all
         rows under its nearest class, so that both sides are judged alike.
+    channels : mapping of str to callable or None, optional
+        Ways on which clean rows and attacks arrive, as `skmrr.harmless` has them; None changes
+        nothing. Of attacks only what still fools the victim counts. By default images, whose range
+        and classifier a detector knows, come through `skmrr.harmless.CHANNELS`, other rows as they
+        are.
     security_parameters : sequence of float, default=(0.01, 0.05)
         Thresholds.
     verbose : bool, default=False
@@ -70,7 +83,8 @@ def evaluate_detection(
     ------
     ValueError
         If there is no detector, no attack or no success at all, the rows of an attack are not rows
-        of X or are misclassified without it, or y does not fit.
+        of X or are misclassified without it, y does not fit, or channels change rows but no
+        detector has a classifier that could be asked about them.
     TypeError
         If `detectors` or `attacks` are no such mappings.
 
@@ -105,74 +119,129 @@ def evaluate_detection(
     if not detectors or not attacks:
         raise ValueError("evaluate_detection needs one detector and one attack at least.")
     y = check_labels(y, len(X), "y")
-    labels = _decisions(detectors, X) if labels is None else check_labels(labels, len(X), "labels")
+    asking = decisions_of(detectors)
+    if labels is not None:
+        labels = check_labels(labels, len(X), "labels")
+    elif asking is not None:
+        labels = asking[0](np.asarray(X))
+    else:
+        raise ValueError("No detector has a classifier: give labels=…, its decisions for X.")
     check_attacks(attacks, labels == y)
-    sets = rows_to_score(X, attacks)
-    scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in detectors}
-    with tqdm(total=len(detectors) * len(sets), desc="scoring", disable=not verbose) as bar:
-        for name, detector in detectors.items():
-            for kind, rows in sets.items():
-                bar.set_postfix_str(f"{name}: {kind}")
-                scores[name][kind] = detector.score_samples(rows)
+    if channels is None:
+        channels = CHANNELS if asking and asking[1] and _are_images(X) else {RAW: None}
+    check_channels(channels)
+    if asking is None and any(change is not None for change in channels.values()):
+        raise ValueError("No detector has a classifier that could be asked about changed rows.")
+    scores: dict[str, dict[str, dict[str, np.ndarray]]] = {name: {} for name in detectors}
+    arrived = {}
+    with tqdm(total=len(channels) * len(detectors), desc="scoring", disable=not verbose) as bar:
+        for channel, change in channels.items():
+            here = Arrived(X, labels == y, dict(attacks))
+            if change is not None and asking is not None:
+                here = arrive(change, X, y, attacks, *asking)
+            for name, detector in detectors.items():
+                bar.set_postfix_str(f"{name}: {channel}")
+                scores[name][channel] = {
+                    kind: detector.score_samples(rows) for kind, rows in here.sets.items()
+                }
                 bar.update()
-    return evaluate_scores(scores, labels == y, attacks, security_parameters=security_parameters)
+            arrived[channel] = here.without_rows()
+    return evaluate_scores(scores, arrived, security_parameters=security_parameters)
 
 
 def evaluate_scores(
-    scores: Mapping[str, Mapping[str, np.ndarray]],
-    is_right: np.ndarray,
-    attacks: Mapping[str, Successes],
+    scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    arrived: Mapping[str, Arrived],
     *,
     security_parameters: Sequence[float] = (0.01, 0.05),
 ) -> DetectionEvaluation:
-    """Evaluate the scores of `rows_to_score`.
+    """Evaluate the scores of what arrived.
 
     Parameters
     ----------
-    scores : mapping of str to mapping of str to ndarray
-        By detector, then by set of rows.
-    is_right : ndarray of bool of shape (n_samples,)
-        Which clean rows the victim takes for what they are.
-    attacks : mapping of str to Successes
-        As in `evaluate_detection`.
+    scores : mapping of str to mapping of str to mapping of str to ndarray
+        By detector, then by channel, then by set of rows, see `Arrived.sets`.
+    arrived : mapping of str to Arrived
+        By channel.
     security_parameters : sequence of float, default=(0.01, 0.05)
         Thresholds.
     """
     pandas = check_pandas_support("evaluate_scores")
-    common = common_rows(attacks)
-    detection, flagged, kept = [], [], []
-    for name, by_set in scores.items():
-        clean = by_set[CLEAN]
-        odd = {kind: by_set.get(kind, clean[:0]) for kind in attacks}
-        broken, worst = worst_scores([(attacks[kind].rows, odd[kind]) for kind in odd], common)
-        for kind, part in {**odd, WORST: worst}.items():
-            record = {"detector": name, "attack": kind, "n_rows": len(part)}
-            detection.append(record | _success(attacks.get(kind)) | _separation(clean, part))
-        judged = {
-            CLEAN: clean,
-            f"{CLEAN}, victim right": clean[is_right],
-            f"{CLEAN}, victim wrong": clean[~is_right],
-            **odd,
-        }
-        flagged += [
-            {"detector": name, "rows": kind, **_flagged(part, sp)}
-            for kind, part in judged.items()
-            if len(part)
-            for sp in security_parameters
+    parts: list[DetectionEvaluation] = []
+    for name, by_channel in scores.items():
+        parts += [
+            _evaluate_channel(name, channel, by_set, arrived[channel], security_parameters)
+            for channel, by_set in by_channel.items()
         ]
-        positions = {kind: attack.rows for kind, attack in attacks.items()}
-        positions |= {CLEAN: np.arange(len(clean)), WORST: broken}
-        kept += [
-            pandas.DataFrame(
-                {"detector": name, "attack": kind, "row": positions[kind], "score": part}
-            )
-            for kind, part in {**by_set, WORST: worst}.items()
-        ]
-    return DetectionEvaluation(
-        pandas.DataFrame(detection),
-        pandas.DataFrame(flagged),
-        pandas.concat(kept, ignore_index=True),
+        if len(by_channel) > 1:
+            record = _worst_channel(name, by_channel, arrived)
+            nothing = pandas.DataFrame()
+            parts.append(DetectionEvaluation(pandas.DataFrame([record]), nothing, nothing))
+    return DetectionEvaluation.concat(parts)
+
+
+def _evaluate_channel(
+    detector: str,
+    channel: str,
+    by_set: Mapping[str, np.ndarray],
+    here: Arrived,
+    security_parameters: Sequence[float],
+) -> DetectionEvaluation:
+    """Evaluate the scores that one detector gives what arrived through one channel."""
+    pandas = check_pandas_support("evaluate_scores")
+    of: dict[str, Any] = {"detector": detector, "channel": channel}
+    clean, odd = by_set[CLEAN], _scores_of_attacks(by_set, here)
+    common = common_rows(here.attacks)
+    broken, worst = worst_scores([(here.attacks[kind].rows, odd[kind]) for kind in odd], common)
+    detection = [
+        of | {"attack": kind} | _success(here.attacks[kind]) | _separation(clean, part)
+        for kind, part in odd.items()
+    ]
+    detection.append(
+        of | {"attack": WORST} | _share_broken(broken, common) | _separation(clean, worst)
     )
+    judged = {
+        CLEAN: clean,
+        f"{CLEAN}, victim right": clean[here.is_right],
+        f"{CLEAN}, victim wrong": clean[~here.is_right],
+        **odd,
+    }
+    flagged = [
+        of | {"rows": kind} | _flagged(part, sp)
+        for kind, part in judged.items()
+        if len(part)
+        for sp in security_parameters
+    ]
+    positions = {kind: attack.rows for kind, attack in here.attacks.items()}
+    positions |= {CLEAN: np.arange(len(clean)), WORST: broken}
+    kept = [
+        pandas.DataFrame({**of, "attack": kind, "row": positions[kind], "score": part})
+        for kind, part in {**by_set, WORST: worst}.items()
+    ]
+    return DetectionEvaluation(
+        pandas.DataFrame(detection), pandas.DataFrame(flagged), pandas.concat(kept)
+    )
+
+
+def _worst_channel(
+    detector: str, by_channel: Mapping[str, Mapping[str, np.ndarray]], arrived: Mapping
+) -> dict:
+    """Of each row the attack and the channel that a detector finds most normal."""
+    clean = np.concatenate([by_set[CLEAN] for by_set in by_channel.values()])
+    found = [
+        (arrived[channel].attacks[kind].rows, scores)
+        for channel, by_set in by_channel.items()
+        for kind, scores in _scores_of_attacks(by_set, arrived[channel]).items()
+    ]
+    common = common_rows(arrived[next(iter(by_channel))].attacks)
+    broken, worst = worst_scores(found, common)
+    of = {"detector": detector, "channel": ANY_CHANNEL, "attack": WORST}
+    return of | _share_broken(broken, common) | _separation(clean, worst)
+
+
+def _scores_of_attacks(by_set: Mapping[str, np.ndarray], here: Arrived) -> dict[str, np.ndarray]:
+    nothing = by_set[CLEAN][:0]
+    return {kind: by_set.get(kind, nothing) for kind in here.attacks}
 
 
 def check_disjoint(**parts) -> None:
@@ -202,29 +271,27 @@ def check_disjoint(**parts) -> None:
             )
 
 
-def _decisions(detectors: Mapping[str, RiskMixin], X) -> np.ndarray:
-    for detector in detectors.values():
-        classifier = _classifier(detector)
-        if classifier is not None:
-            rows = Rows(np.asarray(X), input_shape=detector.input_shape_)
-            return predict_labels(Tapped(classifier), rows, detector.batch_size)
-    raise ValueError("No detector has a classifier: give labels=…, the victim's decisions for X.")
+def _are_images(X) -> bool:
+    """Whether rows can come through a JPEG: of shape (channels, height, width), grey or colour."""
+    shape = np.shape(X)
+    return len(shape) == 4 and shape[1] in (1, 3)
 
 
-def _classifier(detector):
-    return getattr(detector, "classifier", None)
-
-
-def _success(attack: Successes | None) -> dict[str, float]:
-    if attack is None:
-        return {"success_rate": np.nan, "mean_distortion": np.nan}
+def _success(attack: Successes) -> dict[str, Any]:
     return {
+        "n_rows": len(attack.X),
         "success_rate": len(attack.X) / attack.n_attacked,
         "mean_distortion": float(np.mean(attack.distortion)) if len(attack.X) else np.nan,
     }
 
 
-def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, float]:
+def _share_broken(broken: np.ndarray, common: np.ndarray) -> dict[str, Any]:
+    """Success rate of all attacks together, on the rows that all of them began from."""
+    share = len(broken) / len(common) if len(common) else np.nan
+    return {"n_rows": len(broken), "success_rate": share, "mean_distortion": np.nan}
+
+
+def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, Any]:
     if len(odd) == 0:
         names = ("auc", "auc_low", "auc_high", *(f"tpr_{fpr:g}" for fpr in FALSE_ALARM_RATES))
         return dict.fromkeys(names, np.nan)
@@ -233,7 +300,7 @@ def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, float]:
     return {"auc": auc, "auc_low": low, "auc_high": high, **caught}
 
 
-def _flagged(scores: np.ndarray, sp: float) -> dict[str, float]:
+def _flagged(scores: np.ndarray, sp: float) -> dict[str, Any]:
     n_flagged, n = int((scores < np.log(sp)).sum()), len(scores)
     low, high = map(float, exact_interval(n_flagged, n))
     share = {"flagged": n_flagged / n, "low": low, "high": high}

@@ -70,11 +70,6 @@ def check_attacks(attacks: Mapping[str, Successes], is_right: np.ndarray) -> Non
             )
 
 
-def rows_to_score(X, attacks: Mapping[str, Successes]) -> dict:
-    """Clean rows, and the successes of each attack that has any, by name."""
-    return {CLEAN: X, **{name: attack.X for name, attack in attacks.items() if len(attack.X)}}
-
-
 def common_rows(attacks: Mapping[str, Successes]) -> np.ndarray:
     """Positions of the rows that all attacks began from."""
     return reduce(np.intersect1d, (attack.attacked for attack in attacks.values()))
