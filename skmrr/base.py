@@ -285,13 +285,17 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         scores, columns, _ = self._judge(X, labels)
         return np.where(scores >= self.offset_, self.classes_[columns], ADVERSARIAL)
 
-    def defended_classifier(self, *, security_parameter=None, **params) -> DefendedClassifier:
+    def defended_classifier(
+        self, *, security_parameter=None, channels: Sequence[Callable] = (), **params
+    ) -> DefendedClassifier:
         """Classifier and this detector as one torch module, to be attacked.
 
         Parameters
         ----------
         security_parameter : float, optional
             False-alarm rate of the threshold; by default that of the detector.
+        channels : sequence of callable, optional
+            Ways on which rows reach it, as `skmrr.harmless` has them; by default as they are.
         **params : dict
             Other parameters of `skmrr.nn.DefendedClassifier`.
 
@@ -307,7 +311,8 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         """
         self._check_calibrated()
         sp = self.security_parameter if security_parameter is None else security_parameter
-        return DefendedClassifier(self.module_, sp, **params).eval()
+        ways = [bind(change, self.clip_values, seed) for seed, change in enumerate(channels)]
+        return DefendedClassifier(self.module_, sp, channels=ways, **params).eval()
 
     def _judge(self, X, labels) -> tuple[np.ndarray, ...]:
         """Score, class column and members' log-survivals of each row."""

@@ -23,6 +23,7 @@ from skmrr.attacks import (
     Guides,
     LagrangianPGD,
     OrthogonalPGD,
+    OverChannels,
     SelectivePGD,
     Transfer,
     adaptive_suite,
@@ -30,6 +31,7 @@ from skmrr.attacks import (
     worst_case,
 )
 from skmrr.attacks.projected import textured_pixels
+from skmrr.harmless import Rounding, Shift
 from skmrr.nn import DefendedClassifier
 
 SP = 0.05
@@ -297,6 +299,35 @@ def test_transfer_counts_only_what_holds_on_the_network(network, net, rows, defe
     assert (defender.classify(hit) != -1).all()
 
 
+def test_expectation_over_channels_holds_on_more_of_them(defender, network, rows):
+    """What was found for the rows as they are seldom survives; the rest is verified."""
+    x, labels = rows
+    ways = [None, Shift(0, 1), Rounding(1)]
+    attack = SelectivePGD(steps=30, n_targets=3)
+    found = {
+        "plain": attack(network, x, labels, eps=0.3),
+        "expected": OverChannels(attack, ways)(network, x, labels, eps=0.3),
+    }
+    assert OverChannels(attack, ways).norm == attack.norm
+    survive = {}
+    for name, result in found.items():
+        hit = result.adversarial[result.success]
+        assert (defender.classify(hit) != -1).all()
+        answers = [torch.as_tensor(defender.classify(w(hit) if w else hit)) for w in ways]
+        fooled = [(a != -1) & (a != labels[result.success]) for a in answers]
+        survive[name] = int(torch.stack(fooled).all(0).sum())
+    assert survive["expected"] > survive["plain"]
+
+
+def test_expectation_over_channels_of_a_classifier(net, rows):
+    x, labels = rows
+    attack = OverChannels(SelectivePGD(steps=20), [None, Shift(0, 1)])
+    result = attack(net, x, labels, eps=0.3)
+    assert result.success.any()
+    hit = result.adversarial[result.success]
+    assert (net(hit).argmax(1) != labels[result.success]).all()
+
+
 @pytest.mark.parametrize("attack", [SelectivePGD(steps=3), LagrangianPGD(steps=3)])
 def test_leaves_networks_as_they_were(attack, digits, make_net):
     net = make_net().train()
@@ -351,3 +382,13 @@ def test_suite_has_every_kind():
     }
     assert {a.steps for a in suite.values()} == {7}
     assert sum(a.textured for a in suite.values()) == len(suite) / 2
+
+
+def test_suite_goes_over_channels_where_there_are_any():
+    ways = [None, Rounding(8)]
+    suite = adaptive_suite(steps=7, channels=ways)
+    over = {name: a for name, a in suite.items() if isinstance(a, OverChannels)}
+    assert len(over) == 3
+    assert all(name.endswith("over channels") for name in over)
+    assert all(a.attack.start == "guide" and a.channels == ways for a in over.values())
+    assert set(suite) - set(over) == set(adaptive_suite(steps=7))

@@ -27,6 +27,7 @@ from skmrr.attacks import (
 )
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost
 from skmrr.evaluation.adaptive import _cost
+from skmrr.harmless import Rounding
 
 EPS = (0.05, 0.15, 0.3)
 
@@ -161,6 +162,33 @@ def test_adaptive_attacks_win_where_static_ones_do(explored, net, fresh):
     assert not (found[0] & ~found[1]).any()
 
 
+def test_attackers_know_the_channel(explored, fresh, light, net):
+    """Success is what holds at its end, and more of it than without that knowledge."""
+    X, y = fresh
+    channel = Rounding(2)
+    arrived = channel(torch.as_tensor(X))
+    explored.set_params(security_parameter=0.05)
+    shared = {"eps": [0.2], "attacks": light, "security_parameters": [0.05]}
+    knowing = evaluate_adaptive(explored, X, y, channel=channel, **shared)
+    answers = net(arrived).argmax(1).numpy()
+    assert np.array_equal(knowing.rows, np.flatnonzero(answers == y))
+    assert knowing.clean["accuracy"].item() == (answers == y).mean()
+    assert knowing.clean["false_alarms"].item() == (explored.predict(arrived) == -1).mean()
+    result = knowing.worst[0.2, 0.05]
+    verdicts = explored.classify(channel(result.adversarial[result.success]))
+    assert result.success.any()
+    assert ((verdicts != -1) & (verdicts != y[knowing.rows][result.success])).all()
+    ignorant = evaluate_adaptive(explored, X, y, **shared).worst[0.2, 0.05]
+    rows = ignorant.adversarial[ignorant.success]
+    verdicts = explored.classify(channel(rows))
+    labels = y[explored_rows(net, X, y)][ignorant.success]
+    assert ((verdicts != -1) & (verdicts != labels)).sum() < result.success.sum()
+
+
+def explored_rows(net, X, y):
+    return np.flatnonzero(net(torch.as_tensor(X)).argmax(1).numpy() == y)
+
+
 def test_transfer_from_another_seed_is_no_stronger(explored, net, digits, fresh, light):
     """A detector that only hid its gradients would fall to a copy's."""
     X, y = digits
@@ -248,6 +276,8 @@ def test_what_is_missing_is_named(explored, fresh, digits):
     alone = NoiseDefender(clip_values=(0, 1), random_state=0).fit(digits[0][:600])
     with pytest.raises(ValueError, match="give classifier"):
         evaluate_adaptive(alone, *fresh, eps=[0.1])
+    with pytest.raises(ValueError, match="set trust_bounds=False"):
+        evaluate_adaptive(explored, *fresh, eps=[0.1], trust_bounds=True, channel=Rounding(8))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "skmrr"
 LAYERS = [
     {"_pursuit_numba", "_sklearn"},
     {"nn"},
+    {"harmless"},
     {"calibration", "networks", "reading", "threshold", "attacks", "datasets"},
     {"validation"},
     {"base", "features"},

@@ -16,6 +16,7 @@ from skmrr import (
     NoiseDefender,
     replicate,
 )
+from skmrr.harmless import JPEG, Rounding, Shift
 from skmrr.nn import DefendedClassifier, DetectorModule
 from skmrr.nn.detector_module import Judged
 from skmrr.nn.fusion import Alone
@@ -71,6 +72,39 @@ def test_flags_exactly_what_the_estimator_flags(name, kappa, noisy, net, request
     assert 10 < flagged.sum() < 290
     assert torch.equal(answers == 10, flagged)
     assert torch.equal(answers[~flagged], net(noisy).argmax(1)[~flagged])
+
+
+@pytest.mark.parametrize("name", ["defender", "dictionary", "ensemble"])
+def test_judges_rows_as_they_arrive(name, noisy, net, request):
+    detector = request.getfixturevalue(name).set_params(security_parameter=0.2)
+    network = detector.defended_classifier(channels=[Rounding(2)])
+    arrived = Rounding(2)(noisy)
+    with torch.no_grad():
+        logits, alarm = network.judge(noisy)
+        assert torch.equal(network.victim(noisy), logits)
+    assert torch.equal(logits.argmax(1), net(arrived).argmax(1))
+    assert torch.equal(alarm > 0, torch.as_tensor(detector.predict(arrived) == -1))
+    assert torch.equal(network.through([]).judge(arrived)[1], alarm)
+
+
+def test_of_several_ways_the_mean_counts(defender, noisy):
+    ways = [Rounding(2), Shift(0, 1)]
+    both = defender.defended_classifier(channels=ways)
+    alone = [defender.defended_classifier(channels=[way]) for way in ways]
+    with torch.no_grad():
+        labels = both.victim(noisy).argmax(1)
+        logits, alarm = both.judge(noisy)
+        parts = [network.judge(noisy, labels) for network in alone]
+    torch.testing.assert_close(logits, (parts[0][0] + parts[1][0]) / 2)
+    torch.testing.assert_close(alarm, (parts[0][1] + parts[1][1]) / 2)
+
+
+def test_gradients_pass_a_channel(defender, noisy):
+    network = defender.defended_classifier(channels=[JPEG(75)])
+    x = noisy[100:200].clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network.judge(x)[1].sum(), x)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).flatten(1).any(1).all()
 
 
 def test_sign_survives_rounding(net, noisy, defender):

@@ -1,6 +1,7 @@
 """Attacks in torch, batched: on a classifier, and on a classifier with its detector."""
 
 from skmrr.attacks.carlini import carlini_l2
+from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
@@ -19,6 +20,7 @@ __all__ = [
     "Guides",
     "LagrangianPGD",
     "OrthogonalPGD",
+    "OverChannels",
     "ProjectedGradient",
     "SelectivePGD",
     "Transfer",

@@ -166,7 +166,9 @@ class FeatureMatchingPGD(ProjectedGradient):
 
 
 def _features(network: nn.Module, x: Tensor) -> Float[Tensor, "batch features"]:
-    parts = _seen_by_all(network, x) if is_defended(network) else [network(x)]
+    parts = [network(x)]
+    if is_defended(network):
+        parts = [part for here in network.arrivals(x) for part in _seen_by_all(network, here)]
     return torch.cat([functional.normalize(part.flatten(1)) for part in parts], dim=1)
 
 

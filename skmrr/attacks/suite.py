@@ -1,7 +1,9 @@
 """The adaptive attacks that a detector has to face, each of which beats the others somewhere."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
@@ -12,8 +14,13 @@ from skmrr.attacks.projected import ProjectedGradient
 
 
 def adaptive_suite(
-    steps: int = 100, restarts: int = 1, *, textured: bool = False, **params
-) -> dict[str, ProjectedGradient]:
+    steps: int = 100,
+    restarts: int = 1,
+    *,
+    textured: bool = False,
+    channels: Sequence[Callable | None] = (),
+    **params,
+) -> dict[str, ProjectedGradient | OverChannels]:
     """Attacks by name, the strongest in our measurements first.
 
     Parameters
@@ -24,12 +31,15 @@ def adaptive_suite(
         Passes over all targets.
     textured : bool, default=False
         Whether each is also run on textured pixels alone, which detectors of noise do not see.
+    channels : sequence of callable or None, optional
+        Ways on which a row may arrive. With them the attacks from guides are also run on the
+        expectation over these, see `OverChannels`.
     **params : dict
         Other parameters of `ProjectedGradient`, such as ``norm``.
 
     Returns
     -------
-    dict of str to ProjectedGradient
+    dict of str to callable
 
     Examples
     --------
@@ -50,4 +60,9 @@ def adaptive_suite(
     if textured:
         masked = {f"{name}, textured": replace(a, textured=True) for name, a in suite.items()}
         suite |= masked
-    return suite
+    expected = {
+        f"{name}, over channels": OverChannels(attack, channels)
+        for name, attack in suite.items()
+        if channels and attack.start == "guide"
+    }
+    return {**suite, **expected}

@@ -1,6 +1,6 @@
 """How a detector holds when the attacker knows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -15,9 +15,10 @@ from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
-from skmrr.evaluation.attacked_rows import as_rows, asked, classifier_of
+from skmrr.evaluation.attacked_rows import answers_to, as_rows, asked, classifier_of
 from skmrr.evaluation.bounds import classes_within_reach
 from skmrr.evaluation.metrics import exact_interval
+from skmrr.harmless import bind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,7 @@ def evaluate_adaptive(
     eps: Sequence[float],
     guides=None,
     attacks: Mapping | None = None,
+    channel: Callable | None = None,
     security_parameters: Sequence[float] = (0.05, 0.5),
     n_attacked: int | None = None,
     per_attack: bool = False,
@@ -79,6 +81,10 @@ def evaluate_adaptive(
     attacks : mapping of str to callable, optional
         ``attack(network, x, labels, eps=, clip_values=, guides=)`` → `AttackResult`; by default
         `skmrr.attacks.adaptive_suite()`.
+    channel : callable, optional
+        Way on which rows reach classifier and detector, as `skmrr.harmless` has it, by default as
+        they are. The attacker knows it and differentiates through it; success, like the clean
+        columns, is what holds at its end.
     security_parameters : sequence of float, default=(0.05, 0.5)
         Thresholds. The success rates at 0.05 and 0.5 are known as SR@5 and SR@50.
     n_attacked : int, optional
@@ -99,8 +105,9 @@ def evaluate_adaptive(
     Raises
     ------
     ValueError
-        If the detector has no classifier or no ``clip_values``, y does not fit, or an attack
-        returns a row outside the ball or the ``clip_values``.
+        If the detector has no classifier or no ``clip_values``, y does not fit, bounds are to be
+        trusted through a channel, or an attack returns a row outside the ball or the
+        ``clip_values``.
 
     References
     ----------
@@ -130,6 +137,12 @@ def evaluate_adaptive(
     """
     pandas = check_pandas_support("evaluate_adaptive")
     x, labels, answers = asked(detector, X, y)
+    arrived, ways = X, []
+    if channel is not None:
+        if trust_bounds:
+            raise ValueError("Bounds are of rows as they are: set trust_bounds=False.")
+        arrived, ways = bind(channel, detector.clip_values, seed=0)(x), [channel]
+        answers = answers_to(detector, arrived)
     rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
     if len(rows) == 0:
         raise ValueError("The classifier takes no row for what it is; nothing can be attacked.")
@@ -142,14 +155,14 @@ def evaluate_adaptive(
     }
     eps = sorted(eps)
     siege = _Siege(x[rows], labels[rows], attacks, eps, params, per_attack=per_attack)
-    scores = torch.as_tensor(detector.score_samples(X)).to(x.device)
+    scores = torch.as_tensor(detector.score_samples(arrived)).to(x.device)
     records, worst = [], {}
     n_runs = len(attacks) * len(eps) * len(security_parameters)
     with tqdm(total=n_runs, desc="attacks", disable=not verbose) as bar:
         # What breaks a row under a larger SP, where more is flagged, or in a smaller ball breaks
         # it from then on.
         for sp, radius in product(sorted(security_parameters, reverse=True), eps):
-            network = detector.defended_classifier(security_parameter=sp)
+            network = detector.defended_classifier(security_parameter=sp, channels=ways)
             targets = None
             if trust_bounds:
                 targets = classes_within_reach(detector, siege.x, siege.labels, radius, sp)

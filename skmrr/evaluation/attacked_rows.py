@@ -14,13 +14,18 @@ from skmrr.validation import check_labels
 
 def asked(detector: BaseDetector, X, y) -> tuple[Tensor, Tensor, Tensor]:
     """Rows as the networks see them, true classes, and the classifier's answers."""
-    classifier = classifier_of(detector)
     clip_values_of(detector)
     x = as_rows(detector, X)
     labels = torch.as_tensor(check_labels(y, len(x), "y"), device=x.device)
-    with torch.no_grad():
-        answers = [classifier(part).logits.argmax(1) for part in x.split(detector.batch_size)]
-    return x, labels, torch.cat(answers)
+    return x, labels, answers_to(detector, x)
+
+
+@torch.no_grad()
+def answers_to(detector: BaseDetector, x: Tensor) -> Tensor:
+    """Classifier's answers to rows as the networks see them."""
+    classifier = classifier_of(detector)
+    parts = [classifier(part).logits.argmax(1) for part in x.split(detector.batch_size)]
+    return torch.cat(parts)
 
 
 def as_rows(detector: BaseDetector, X) -> Tensor:

@@ -5,6 +5,7 @@ The output is the victim's C logits and one more, "flagged": the risk neuron of 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -37,6 +38,10 @@ class DefendedClassifier(nn.Module):
     straight_through : bool, default=False
         Whether gradients pass sparse coding as if it changed nothing (BPDA, Athalye et al. 2018),
         instead of through the projection onto the chosen atoms, which is exact almost everywhere.
+    channels : sequence of callable, optional
+        Ways on which rows reach classifier and detector, batch → batch; by default as they are. Of
+        several, logits and alarms are means: the expectation over transformations of Athalye et
+        al. (2018).
 
     Raises
     ------
@@ -65,6 +70,7 @@ class DefendedClassifier(nn.Module):
         classifier: nn.Module | None = None,
         kappa: float = 1.0,
         straight_through: bool = False,
+        channels: Sequence[Callable[[Tensor], Tensor]] = (),
     ):
         super().__init__()
         if not 0 < security_parameter < 1:
@@ -82,6 +88,7 @@ class DefendedClassifier(nn.Module):
         self.classifier: Tapped = cast(Tapped, own) if classifier is None else Tapped(classifier)
         self.security_parameter = security_parameter
         self.kappa = kappa
+        self.channels = tuple(channels)
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch classes_and_flagged"]:
         """Return the victim's logits and, last, that of "flagged"."""
@@ -107,19 +114,38 @@ class DefendedClassifier(nn.Module):
         labels : Tensor of shape (batch,), optional
             Classes at which the detector is asked; by default those the victim decides for.
         """
-        passed = self.classifier(x)
-        labels = passed.logits.argmax(1) if labels is None else labels
-        own = passed if self.is_own else None
-        score = self.detector.judge(x, labels, own).score
-        return passed.logits, math.log(self.security_parameter) - score
+        arrivals = self.arrivals(x)
+        passes = [self.classifier(arrived) for arrived in arrivals]
+        logits = _mean([passed.logits for passed in passes])
+        labels = logits.argmax(1) if labels is None else labels
+        scores = [
+            self.detector.judge(arrived, labels, passed if self.is_own else None).score
+            for arrived, passed in zip(arrivals, passes, strict=True)
+        ]
+        return logits, math.log(self.security_parameter) - _mean(scores)
 
     def victim(self, x: Tensor) -> Float[Tensor, "batch classes"]:
         """Victim's logits alone."""
-        return self.classifier(x).logits
+        return _mean([self.classifier(arrived).logits for arrived in self.arrivals(x)])
+
+    def arrivals(self, x: Tensor) -> list[Tensor]:
+        """Rows as they reach classifier and detector, on each way."""
+        return [channel(x) for channel in self.channels] or [x]
+
+    def through(self, channels: Sequence[Callable[[Tensor], Tensor]]) -> "DefendedClassifier":
+        """Return the same, reached on other ways; it shares the tensors."""
+        other = cast(DefendedClassifier, shared_copy(self))
+        other.channels = tuple(channels)
+        return other
 
     def label_aware(self, labels: Int[Tensor, "*batch"]) -> "LabelAwareClassifier":
         """View in which untargeted attacks have to leave `labels` without being flagged."""
         return LabelAwareClassifier(self, labels)
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors; the lowest finite scores do not overflow."""
+    return torch.stack([value / len(values) for value in values]).sum(0)
 
 
 class LabelAwareClassifier(nn.Module):
