@@ -103,9 +103,9 @@ class MRREnsemble(BaseComposition, BaseDetector):
     >>> members = default_defenders(latent=LatentDefender(max_epochs=2), n_latent=3)
     >>> ensemble = MRREnsemble(defenders=members, random_state=0).fit(X[:1500] / 16, y[:1500])
     >>> list(ensemble.named_defenders_)
-    ['latent_0', 'latent_1', 'latent_2', 'dense', 'sparse']
+    ['latent_0', 'latent_1', 'latent_2']
     >>> ensemble.member_risks(X[1500:] / 16).shape
-    (297, 5)
+    (297, 3)
     """
 
     layer: str | None = None

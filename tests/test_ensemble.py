@@ -34,8 +34,8 @@ coarse = {"security_parameter": 0.05, "clip_values": (0, 1), "random_state": 0}
 
 
 def pair(net, latent=quick, **params):
-    """Two narrow latent defenders beside the other default members."""
-    return default_defenders(net, latent=latent, n_latent=2, width=0.5, **params)
+    """Two narrow latent defenders beside all the others that can be had by a word."""
+    return default_defenders(net, latent=latent, n_latent=2, width=0.5, noise=True, **params)
 
 
 brief = LatentDefender(max_epochs=1)
@@ -152,7 +152,7 @@ def test_every_row_counts_once_among_those_a_class_gets(fitted, digits, net):
 # Members
 
 
-def test_default_members(fitted):
+def test_members_by_name(fitted):
     assert fitted.member_names_ == ["latent_0", "latent_1", "dense", "sparse", "margin"]
     assert list(fitted.named_defenders_) == fitted.member_names_
     first = fitted.named_defenders_.latent_0
@@ -300,7 +300,7 @@ def test_needs_no_classifier(blobs):
     X, y = blobs
     ensemble = MRREnsemble(defenders=default_defenders(latent=brief, n_latent=2), random_state=0)
     ensemble.fit(X[:4000], y[:4000])
-    assert ensemble.member_names_ == ["latent_0", "latent_1", "dense", "sparse"]
+    assert ensemble.member_names_ == ["latent_0", "latent_1"]
     given = ensemble.score_samples(X[4000:4100], labels=y[4000:4100])
     nearest = ensemble.score_samples(X[4000:4100])
     assert np.mean(given == nearest) > 0.6
@@ -495,7 +495,8 @@ def test_calibration_on_unknown_classes_is_refused(fitted, digits):
 
 
 def test_members_of_the_default_can_be_chosen(net):
-    names = [name for name, *_ in default_defenders(net, noise=False, dictionary=True)]
+    assert [name for name, *_ in default_defenders(net)] == ["latent_0", "margin"]
+    names = [name for name, *_ in default_defenders(net, dictionary=True)]
     assert names == ["latent_0", "dictionary", "margin"]
     latent = default_defenders(net)[0][1]
     assert latent.exploration_radius == "auto"
@@ -505,7 +506,7 @@ def test_members_of_the_default_can_be_chosen(net):
 
 def test_default_members_share_the_weight_of_one_latent_defender(net):
     template = LatentDefender(max_epochs=7)
-    members = default_defenders(net, latent=template, n_latent=4, layer="2", width=0.5)
+    members = default_defenders(net, latent=template, n_latent=4, layer="2", width=0.5, noise=True)
     names, defenders, weights = zip(*members, strict=True)
     assert names == ("latent_0", "latent_1", "latent_2", "latent_3", "dense", "sparse", "margin")
     assert weights == (0.25, 0.25, 0.25, 0.25, 1, 0.25, 1)
@@ -519,13 +520,13 @@ def test_default_members_share_the_weight_of_one_latent_defender(net):
 
 def test_default_members_keep_a_templates_own_module(net):
     module = replicate(net, "2")
-    members = default_defenders(net, latent=LatentDefender(module), n_latent=2, noise=False)
+    members = default_defenders(net, latent=LatentDefender(module), n_latent=2)
     assert [member.module for _, member, _ in members[:2]] == [module, module]
 
 
 def test_default_members_are_used_as_changed(net, digits):
     X, y = digits
-    members = default_defenders(net, latent=brief)
+    members = default_defenders(net, latent=brief, noise=True)
     members[1] = ("dense", NoiseDefender(patch_size=3), 0.5)
     ensemble = MRREnsemble(net, defenders=members, **coarse).fit(X[:600], y[:600])
     assert ensemble.weights_.tolist() == [1, 0.5, 0.25, 1]

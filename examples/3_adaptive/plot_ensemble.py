@@ -264,7 +264,6 @@ ensemble_8 = MRREnsemble(
         latent=LatentDefender(exploration_radius="auto", learning_rate=3e-3, max_epochs=n_epochs),
         n_latent=8,
         width=0.25,
-        noise=False,
         margin=False,
     ),
     clip_values=(0, 1),

@@ -150,7 +150,6 @@ ensemble = MRREnsemble(
         latent=LatentDefender(exploration_radius=0.2, learning_rate=3e-3, max_epochs=args.epochs),
         n_latent=max(args.members),
         width=0.5,
-        noise=False,
         margin=False,
     ),
     clip_values=(0, 1),

@@ -1,13 +1,13 @@
 """Attacks in torch, batched: on a classifier, and on a classifier with its detector."""
 
 from skmrr.attacks.carlini import carlini_l2
-from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
     OrthogonalPGD,
     SelectivePGD,
 )
+from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.guides import Guides
 from skmrr.attacks.projected import ProjectedGradient
 from skmrr.attacks.result import AttackResult, worst_case

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.directions import (
     FeatureMatchingPGD,
     LagrangianPGD,
     OrthogonalPGD,
     SelectivePGD,
 )
+from skmrr.attacks.expectation import OverChannels
 from skmrr.attacks.projected import ProjectedGradient
 
 

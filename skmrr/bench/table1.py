@@ -217,32 +217,36 @@ def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
 def channels_text(frames: dict[str, pd.DataFrame]) -> str:
     """Markdown of what is left of the evidence at the end of each channel."""
     detection = frames["detection"]
-    by = ["detector", "channel", "attack"]
-    table = over_seeds(detection, by, ["auc", "n_rows"])
-    worst = table["auc"].xs(WORST, level="attack")
-    shown = worst.apply(lambda row: spread(row["mean"], row["min"], row["max"]), axis=1)
+    table = over_seeds(detection, ["detector", "channel", "attack"], ["auc", "auc_raw", "n_rows"])
+    worst = table.xs(WORST, level="attack")
     single = table.drop(WORST, level="attack")
-    single = single[single["n_rows"]["min"] >= FEWEST]["auc"]["mean"]
-    least = single.groupby(["detector", "channel"], sort=False).agg(["min", "idxmin"])
-    least = least.apply(lambda row: f"{decimal(row['min'])} ({row['idxmin'][-1]})", axis=1)
-    of_ours = single.xs(single.index[0][0], level="detector").unstack("channel", sort=False)
-    clean = flagged_through(frames["flagged"])
+    single = single[single["n_rows"]["min"] >= FEWEST]
+    least = single.xs("mean", axis=1, level=1).groupby(["detector", "channel"], sort=False).min()
+    ours = single.index[0][0]
+    of_ours = single["auc"]["mean"].xs(ours, level="detector").unstack("channel", sort=False)
     return "\n\n".join(
         [
             "### Through channels",
-            "Area under the ROC curve in the worst case over all attacks, of what still fools the "
-            "victim when it arrives, against clean images that came the same way. *any channel*: "
-            "worst case over channels too, against the clean images of all of them.",
-            markdown(shown.unstack("channel", sort=False)),
+            "Area under the ROC curve of what fools the victim when it arrives, on images that the "
+            "channel alone leaves right, against clean images that came the same way; behind the "
+            "stroke, against clean images as they are. Worst case over all attacks; *any channel*: "
+            "over channels too, against the clean images of all of them.",
+            markdown(_beside(worst.xs("mean", axis=1, level=1))),
             "Least area of a single attack at one strength, of those that still fool the victim "
             f"{FEWEST} times with every seed.",
-            markdown(least.unstack("channel", sort=False)),
-            f"Each attack by {single.index[0][0]}.",
+            markdown(_beside(least)),
+            f"Each such attack by {ours}, against clean images that came the same way.",
             markdown(of_ours.map(decimal)),
             "Share of clean images flagged at the calibrated threshold, SP 5 %.",
-            markdown(clean),
+            markdown(flagged_through(frames["flagged"])),
         ]
     )
+
+
+def _beside(areas: pd.DataFrame) -> pd.DataFrame:
+    """Areas against clean images of the same channel and as they are, by detector and channel."""
+    shown = areas["auc"].map(decimal) + " / " + areas["auc_raw"].map(decimal)
+    return shown.unstack("channel", sort=False)
 
 
 def flagged_through(flagged: pd.DataFrame) -> pd.DataFrame:

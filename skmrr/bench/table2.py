@@ -98,7 +98,6 @@ def numbered(problem: Problem, memory: joblib.Memory, sizes: Sizes) -> dict[str,
         n_latent=max(sizes.numbers),
         width=0.25,
         margin=False,
-        noise=False,
     )
     ensemble = MRREnsemble(
         problem.victim,

@@ -23,7 +23,7 @@ def default_defenders(
     layer: str | None = None,
     width: float = 1.0,
     margin: bool = True,
-    noise: bool = True,
+    noise: bool = False,
     dictionary: bool = False,
 ) -> list[tuple[str, StatisticDetector, float]]:
     """Make the members of an `MRREnsemble`, to be given as they are or changed first.
@@ -46,9 +46,11 @@ def default_defenders(
     margin : bool, default=True
         Whether the classifier's own margin is a member, at no cost. Without a classifier there is
         none.
-    noise : bool, default=True
+    noise : bool, default=False
         Whether two `NoiseDefender` are members: one against faint noise of all values, and, at a
-        quarter of the weight as most attacks do not concern it, one against few loud values.
+        quarter of the weight as most attacks do not concern it, one against few loud values. For
+        inputs of one clean source alone: what they see is noise, which a camera makes too, and
+        which a JPEG takes away.
     dictionary : bool, default=False
         Whether the published method's `InputDictionaryDefender` is a member. It is more expensive
         than the noise defenders, and was weaker in our measurements.
@@ -64,7 +66,7 @@ def default_defenders(
     >>> from skmrr import default_defenders
     >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
     >>> [(name, weight) for name, _, weight in default_defenders(net, n_latent=2)]
-    [('latent_0', 0.5), ('latent_1', 0.5), ('dense', 1.0), ('sparse', 0.25), ('margin', 1.0)]
+    [('latent_0', 0.5), ('latent_1', 0.5), ('margin', 1.0)]
     """
     latent = latent or default_template(classifier)
     members: list[tuple[str, StatisticDetector, float]] = []

@@ -32,6 +32,10 @@ class NoiseDefender(StatisticDetector):
     match for an attacker who knows of it, but those who do not give themselves away by changes
     too small to see.
 
+    It is for inputs that all come from one clean source, such as one scanner's files. What it finds
+    is noise, not deception: it flags that of another camera as well, and an attack that was saved
+    as a JPEG hardly shows any.
+
     Parameters and attributes that are not listed here are those of `BaseDetector`.
 
     Parameters

@@ -1,8 +1,8 @@
 """Rows as they arrive: an image is saved, resized or blurred on its way to a classifier.
 
-An attack that a channel undoes is none: of adversarials only those count that still fool the victim
-when they arrive. Clean rows come the same way, so that what the channel itself does to a row is not
-taken for evidence of an attack.
+An attack that a channel undoes is none, and what the channel does to a clean row is no attack: of
+adversarials those count that still fool the victim when they arrive, and whose clean row does not.
+Clean rows come the same way, so that the channel is not taken for evidence of an attack.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class Arrived:
     is_right: np.ndarray
     """Which of them the victim still takes for what they are."""
     attacks: dict[str, Successes]
-    """Adversarials that still fool it."""
+    """Adversarials that still fool it, of rows that it still gets right without them."""
 
     @property
     def sets(self) -> dict[str, np.ndarray]:
@@ -75,14 +75,18 @@ def arrive(
         Range of the rows.
     """
     changed = pass_through(change, X, clip_values)
-    return Arrived(
-        changed,
-        decide(changed) == y,
-        {
-            name: _still_fooling(attack, pass_through(change, attack.X, clip_values), y, decide)
-            for name, attack in attacks.items()
-        },
-    )
+    is_right = decide(changed) == y
+    still = {}
+    for name, attack in attacks.items():
+        odd = pass_through(change, attack.X, clip_values)
+        fools = (decide(odd) != y[attack.rows]) & is_right[attack.rows]
+        still[name] = Successes(
+            odd[fools],
+            attack.rows[fools],
+            attack.attacked[is_right[attack.attacked]],
+            attack.distortion[fools],
+        )
+    return Arrived(changed, is_right, still)
 
 
 def pass_through(change: Callable, X, clip_values) -> np.ndarray:
@@ -118,11 +122,6 @@ def _asking(classifier, detector) -> Decide:
         return predict_labels(tapped, rows, detector.batch_size)
 
     return decide
-
-
-def _still_fooling(attack: Successes, X: np.ndarray, y: np.ndarray, decide: Decide) -> Successes:
-    fools = decide(X) != y[attack.rows]
-    return replace(attack, X=X[fools], rows=attack.rows[fools], distortion=attack.distortion[fools])
 
 
 def check_channels(channels: Mapping[str, Callable | None]) -> None:

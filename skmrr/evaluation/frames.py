@@ -17,12 +17,13 @@ class DetectionEvaluation:
 
     detection: "pd.DataFrame"
     """By ``detector``, ``channel`` and ``attack``: number ``n_rows`` and ``success_rate`` of what
-    still fools the victim when it arrives, ``mean_distortion`` before it was sent, ``auc`` with its
-    95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these shares flagged of all
-    clean rows that come through the same channel; NaN for an attack without a success. The attack
-    "worst case" takes, of each row that all attacks began from, the success that the detector
-    finds most normal; in the channel "any channel" it does so over all channels, against the clean
-    rows of all of them."""
+    fools the victim when it arrives, among rows that the channel alone leaves right;
+    ``mean_distortion`` before it was sent; against all clean rows that come through the same
+    channel ``auc`` with its 95 % interval ``auc_low`` to ``auc_high``, and ``tpr_0.01`` … at these
+    shares of them flagged; ``auc_raw`` against clean rows as they are, the channel's own marks
+    counted as evidence. NaN for an attack without a success. The attack "worst case" takes, of each
+    row that all attacks began from, the success that the detector finds most normal; in the channel
+    "any channel" it does so over all channels, against the clean rows of all of them."""
     flagged: "pd.DataFrame"
     """By ``detector``, ``channel``, ``rows`` ("clean", "clean, victim right", "clean, victim
     wrong", or an attack) and ``security_parameter``: ``n_rows`` and the share ``flagged`` at the

@@ -67,9 +67,9 @@ def evaluate_detection(
         rows under its nearest class, so that both sides are judged alike.
     channels : mapping of str to callable or None, optional
         Ways on which clean rows and attacks arrive, as `skmrr.harmless` has them; None changes
-        nothing. Of attacks only what still fools the victim counts. By default images, whose range
-        and classifier a detector knows, come through `skmrr.harmless.CHANNELS`, other rows as they
-        are.
+        nothing. Of attacks only what still fools the victim counts, and only on rows that the
+        channel alone leaves right. By default images, whose range and classifier a detector knows,
+        come through `skmrr.harmless.CHANNELS`, other rows as they are.
     security_parameters : sequence of float, default=(0.01, 0.05)
         Thresholds.
     verbose : bool, default=False
@@ -169,12 +169,13 @@ def evaluate_scores(
     pandas = check_pandas_support("evaluate_scores")
     parts: list[DetectionEvaluation] = []
     for name, by_channel in scores.items():
+        raw = by_channel.get(RAW, next(iter(by_channel.values())))[CLEAN]
         parts += [
-            _evaluate_channel(name, channel, by_set, arrived[channel], security_parameters)
+            _evaluate_channel(name, channel, by_set, arrived[channel], raw, security_parameters)
             for channel, by_set in by_channel.items()
         ]
         if len(by_channel) > 1:
-            record = _worst_channel(name, by_channel, arrived)
+            record = _worst_channel(name, by_channel, arrived, raw)
             nothing = pandas.DataFrame()
             parts.append(DetectionEvaluation(pandas.DataFrame([record]), nothing, nothing))
     return DetectionEvaluation.concat(parts)
@@ -185,6 +186,7 @@ def _evaluate_channel(
     channel: str,
     by_set: Mapping[str, np.ndarray],
     here: Arrived,
+    raw: np.ndarray,
     security_parameters: Sequence[float],
 ) -> DetectionEvaluation:
     """Evaluate the scores that one detector gives what arrived through one channel."""
@@ -194,11 +196,11 @@ def _evaluate_channel(
     common = common_rows(here.attacks)
     broken, worst = worst_scores([(here.attacks[kind].rows, odd[kind]) for kind in odd], common)
     detection = [
-        of | {"attack": kind} | _success(here.attacks[kind]) | _separation(clean, part)
+        of | {"attack": kind} | _success(here.attacks[kind]) | _separation(clean, part, raw)
         for kind, part in odd.items()
     ]
     detection.append(
-        of | {"attack": WORST} | _share_broken(broken, common) | _separation(clean, worst)
+        of | {"attack": WORST} | _share_broken(broken, common) | _separation(clean, worst, raw)
     )
     judged = {
         CLEAN: clean,
@@ -224,7 +226,10 @@ def _evaluate_channel(
 
 
 def _worst_channel(
-    detector: str, by_channel: Mapping[str, Mapping[str, np.ndarray]], arrived: Mapping
+    detector: str,
+    by_channel: Mapping[str, Mapping[str, np.ndarray]],
+    arrived: Mapping[str, Arrived],
+    raw: np.ndarray,
 ) -> dict:
     """Of each row the attack and the channel that a detector finds most normal."""
     clean = np.concatenate([by_set[CLEAN] for by_set in by_channel.values()])
@@ -236,7 +241,7 @@ def _worst_channel(
     common = common_rows(arrived[next(iter(by_channel))].attacks)
     broken, worst = worst_scores(found, common)
     of = {"detector": detector, "channel": ANY_CHANNEL, "attack": WORST}
-    return of | _share_broken(broken, common) | _separation(clean, worst)
+    return of | _share_broken(broken, common) | _separation(clean, worst, raw)
 
 
 def _scores_of_attacks(by_set: Mapping[str, np.ndarray], here: Arrived) -> dict[str, np.ndarray]:
@@ -280,7 +285,7 @@ def _are_images(X) -> bool:
 def _success(attack: Successes) -> dict[str, Any]:
     return {
         "n_rows": len(attack.X),
-        "success_rate": len(attack.X) / attack.n_attacked,
+        "success_rate": len(attack.X) / attack.n_attacked if attack.n_attacked else np.nan,
         "mean_distortion": float(np.mean(attack.distortion)) if len(attack.X) else np.nan,
     }
 
@@ -291,13 +296,16 @@ def _share_broken(broken: np.ndarray, common: np.ndarray) -> dict[str, Any]:
     return {"n_rows": len(broken), "success_rate": share, "mean_distortion": np.nan}
 
 
-def _separation(clean: np.ndarray, odd: np.ndarray) -> dict[str, Any]:
+def _separation(clean: np.ndarray, odd: np.ndarray, raw: np.ndarray) -> dict[str, Any]:
+    """How well scores tell odd rows from clean ones, and from clean ones as they are (`raw`)."""
+    shares = [f"tpr_{fpr:g}" for fpr in FALSE_ALARM_RATES]
     if len(odd) == 0:
-        names = ("auc", "auc_low", "auc_high", *(f"tpr_{fpr:g}" for fpr in FALSE_ALARM_RATES))
-        return dict.fromkeys(names, np.nan)
+        return dict.fromkeys(["auc", "auc_low", "auc_high", "auc_raw", *shares], np.nan)
     auc, low, high = auc_interval(clean, odd)
-    caught = {f"tpr_{fpr:g}": tpr_at_fpr(clean, odd, fpr) for fpr in FALSE_ALARM_RATES}
-    return {"auc": auc, "auc_low": low, "auc_high": high, **caught}
+    auc_raw = auc if clean is raw else auc_interval(raw, odd)[0]
+    caught = [tpr_at_fpr(clean, odd, fpr) for fpr in FALSE_ALARM_RATES]
+    areas = {"auc": auc, "auc_low": low, "auc_high": high, "auc_raw": auc_raw}
+    return areas | dict(zip(shares, caught, strict=True))
 
 
 def _flagged(scores: np.ndarray, sp: float) -> dict[str, Any]:
