@@ -20,7 +20,7 @@ from skmrr.calibration import ConformalSurvival
 from skmrr.defenders.defaults import default_defenders
 from skmrr.defenders.latent import LatentDefender
 from skmrr.defenders.margin import MarginDetector
-from skmrr.defenders.realigned import measure_tolerance
+from skmrr.defenders.realigned import HALF, TWENTIETH, measure_tolerance
 from skmrr.joining import as_statistic, check_fitted, detector_of, is_frozen, unfrozen
 from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
@@ -258,15 +258,18 @@ class MRREnsemble(BaseComposition, BaseDetector):
         """Clones of the members, given what they take from the ensemble."""
         members = [clone(member) for member in members]
         new = [(detector_of(m), isinstance(m, Pipeline)) for m in members if not is_frozen(m)]
-        explorers = [
-            detector
-            for detector, _ in new
-            if isinstance(detector, LatentDefender) and detector.exploration_radius == "auto"
-        ]
-        if explorers and self.classifier is not None:  # measured once for all
-            radius = measure_tolerance(self.classifier, rows, train, self.clip_values, random_state)
-            for explorer in explorers:
-                explorer.set_params(exploration_radius=radius)
+        for name, share in (("exploration_radius", TWENTIETH), ("transfer_radius", HALF)):
+            explorers = [
+                detector
+                for detector, _ in new
+                if isinstance(detector, LatentDefender) and getattr(detector, name) == "auto"
+            ]
+            if explorers and self.classifier is not None:  # measured once for all
+                radius = measure_tolerance(
+                    self.classifier, rows, train, self.clip_values, random_state, share
+                )
+                for explorer in explorers:
+                    explorer.set_params(**{name: radius})
         for detector, is_piped in new:
             seed = draw_seed(random_state)
             if detector.random_state is None:

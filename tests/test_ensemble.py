@@ -499,8 +499,11 @@ def test_members_of_the_default_can_be_chosen(net):
     names = [name for name, *_ in default_defenders(net, dictionary=True)]
     assert names == ["latent_0", "dictionary", "margin"]
     latent = default_defenders(net)[0][1]
-    assert latent.exploration_radius == "auto"
-    assert default_defenders()[0][1].exploration_radius == 0
+    assert (latent.exploration_radius, latent.transfer_radius) == ("auto", "auto")
+    narrow = default_defenders(net, width=0.5)[0][1]
+    assert (narrow.exploration_radius, narrow.transfer_radius) == ("auto", 0)
+    without = default_defenders()[0][1]
+    assert (without.exploration_radius, without.transfer_radius) == (0, 0)
     assert default_defenders()[0][1].module is None
 
 

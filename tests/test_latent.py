@@ -511,7 +511,7 @@ def test_replica_of_a_named_layer_and_of_none(net):
     [
         ({"density": "gaussian"}, "a margin needs no density"),
         ({"density": "gaussian", "statistic": "margin"}, "a margin needs no density"),
-        ({"exploration_steps": 3}, "exploration_radius=0"),
+        ({"exploration_steps": 3}, "exploration_radius=0 and transfer_radius=0"),
         ({"validation_fraction": 0.2}, "early_stopping=False"),
         ({"n_iter_no_change": 5}, "early_stopping=False"),
         *(
@@ -520,6 +520,7 @@ def test_replica_of_a_named_layer_and_of_none(net):
                 "clustering": "program",
                 "gamma": 0.1,
                 "exploration_radius": 0.1,
+                "transfer_radius": 0.1,
                 "max_epochs": 3,
                 "learning_rate": 0.1,
                 "early_stopping": True,
@@ -667,3 +668,9 @@ def test_logits_that_no_linear_layer_makes_ask_for_the_layer(digits):
     X, y = digits[0][:700], digits[1][:700]
     with pytest.raises(ValueError, match="layer="):
         LatentDefender(replicate(HeadFirst(functional_head=True)), max_epochs=1).fit(X, y)
+
+
+def test_a_narrow_replica_has_no_former_self(net, digits):
+    defender = LatentDefender(replicate(net, width=0.5), classifier=net, transfer_radius="auto")
+    with pytest.raises(ValueError, match="a narrow replica starts from nothing"):
+        defender.fit(*digits)

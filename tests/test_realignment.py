@@ -5,7 +5,7 @@ from torch import nn
 from skmrr import LatentDefender, replicate
 from skmrr.nn.exploration import BallExplorer
 from skmrr.nn.realignment import RealignmentLoss
-from skmrr.nn.replica import class_means
+from skmrr.nn.replica import LatentMap, class_means
 
 
 @pytest.fixture
@@ -99,3 +99,70 @@ def test_search_goes_on_from_the_last_point():
         x, lambda points: 0 * points.sum(), last=last
     )
     torch.testing.assert_close(points, last)
+
+
+class Start(LatentMap):
+    """A map whose logits are two of the three values of a row."""
+
+    def features_and_logits(self, x):
+        return x, 5 * x[:, :2]
+
+    def initialise(self, x, classes, n_classes):
+        pass
+
+
+def transfer(radius, transfer_radius, n=200):
+    """Rows of one class, and the points that an explorer has a map trained on."""
+    torch.manual_seed(0)
+    x, classes, seen = torch.rand(n, 3), torch.zeros(n, dtype=torch.int64), []
+
+    def loss_of(points, labels):
+        seen.append(points.detach().clone())
+        return points[:, 2].sum()
+
+    former = Start().eval() if transfer_radius else None
+    explorer = BallExplorer(
+        radius, 2, None, n, (3,), former=former, transfer_radius=transfer_radius
+    )
+    explorer.loss(loss_of, Start(), x, classes, torch.arange(n), 1.0)
+    return x, seen[-1][n:]
+
+
+def test_where_the_former_self_is_worst():
+    """Its loss of class 0 rises with the second value, and falls with the first."""
+    x, points = transfer(0.0, 0.4)
+    change = points - x
+    assert change.abs().max() <= 0.4 + 1e-6
+    assert (change[:, 0] < 0.01).all()
+    assert (change[:, 1] > -0.01).all()
+    sizes = change[:, :2].abs().amax(1)
+    assert sizes.mean() == pytest.approx(0.2, rel=0.15)  # drawn uniformly
+
+
+def test_map_and_former_self_share_the_rows():
+    x, points = transfer(0.1, 0.4)
+    own, former = (points - x).split(100)
+    assert own.abs().max() <= 0.1 + 1e-6
+    assert (own[:, 2] > 0).all()  # where the map itself has its loss
+    assert former[:, :2].abs().amax(1).mean() == pytest.approx(0.2, rel=0.2)
+
+
+def test_transfer_learns_what_deceives_the_classifier(net, digits):
+    """Points that a copy of the classifier is deceived by deceive the map less."""
+    X, y = digits
+    shared = {"classifier": net, "max_epochs": 15, "clip_values": (0, 1), "random_state": 0}
+    x, labels = torch.as_tensor(X[1400:]), torch.as_tensor(y[1400:])
+    x.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), labels), x)
+    moved = (x + 0.2 * gradient.sign()).detach().clamp(0, 1)
+    right = {}
+    for radius in (0.0, "auto"):
+        defender = LatentDefender(
+            replicate(net), transfer_radius=radius, learning_rate=3e-3, **shared
+        )
+        defender.fit(X[:1400], y[:1400])
+        logits = defender.statistic_.latent_map.features_and_logits(moved)[1]
+        right[radius] = float((logits.argmax(1) == labels).double().mean())
+    assert right["auto"] > right[0.0] + 0.2
+    assert 0.05 < defender.transfer_radius_ < 0.8
+    assert defender.exploration_radius_ == 0

@@ -34,8 +34,9 @@ def default_defenders(
         The victim, rows of X → logits.
     latent : LatentDefender, optional
         Template of the latent defenders. Without a module of its own each gets a replica of the
-        classifier. By default ``LatentDefender(exploration_radius="auto", learning_rate=3e-3)``,
-        without exploration where there is no classifier.
+        classifier. By default ``LatentDefender(exploration_radius="auto", transfer_radius="auto",
+        learning_rate=3e-3)``, without exploration where there is no classifier; narrow replicas,
+        which start from nothing, explore for themselves alone.
     n_latent : int, default=1
         Number of latent defenders. They see much the same, and share the weight of one.
     layer : str, optional
@@ -68,7 +69,7 @@ def default_defenders(
     >>> [(name, weight) for name, _, weight in default_defenders(net, n_latent=2)]
     [('latent_0', 0.5), ('latent_1', 0.5), ('margin', 1.0)]
     """
-    latent = latent or default_template(classifier)
+    latent = latent or default_template(classifier, width)
     members: list[tuple[str, StatisticDetector, float]] = []
     for k in range(n_latent):
         member = clone(latent)
@@ -85,7 +86,8 @@ def default_defenders(
     return members
 
 
-def default_template(classifier: nn.Module | None) -> LatentDefender:
+def default_template(classifier: nn.Module | None, width: float = 1.0) -> LatentDefender:
     """Make the template of the default latent defenders."""
-    radius: float | Literal["auto"] = 0.0 if classifier is None else "auto"
-    return LatentDefender(exploration_radius=radius, learning_rate=3e-3)
+    own: float | Literal["auto"] = 0.0 if classifier is None else "auto"
+    transfer = own if width == 1 else 0.0
+    return LatentDefender(exploration_radius=own, transfer_radius=transfer, learning_rate=3e-3)

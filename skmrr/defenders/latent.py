@@ -1,5 +1,6 @@
 """The latent defender: realigned features, one density per class, one calibrated risk."""
 
+import copy
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import ClassVar, Literal
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from skmrr._sklearn import Interval, StrOptions
-from skmrr.defenders.realigned import TRAINING, RealignedDefender
+from skmrr.defenders.realigned import HALF, TRAINING, RealignedDefender
 from skmrr.nn import densities
 from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.exploration import BallExplorer, Explorer, RowsAlone
@@ -60,10 +61,16 @@ class LatentDefender(RealignedDefender):
         Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
         the map is also trained on the point where it is worst. ``"auto"`` is the size of ±ε noise
         that changes a twentieth of the classifier's decisions. Each time, each row's own radius
-        is drawn uniformly. No attack on the classifier is used. Takes the memory of another copy
-        of the training rows.
+        is drawn uniformly. Takes the memory of another copy of the training rows.
+    transfer_radius : "auto" or float, default=0.0
+        Largest radius, in the units of X, of the ball within which the map is trained on the point
+        where *the map it started from* is worst, for half of the rows where `exploration_radius`
+        serves the other half. This is the published chain of defenders, each trained on what
+        deceives the one before: a replica starts as a copy of the classifier, and learns not to
+        share its weaknesses. ``"auto"`` is the size of ±ε noise that changes half of the
+        classifier's decisions.
     exploration_steps : int, default=2
-        Steps of gradient ascent that look for that point.
+        Steps of gradient ascent that look for either point.
 
     See Also
     --------
@@ -92,6 +99,7 @@ class LatentDefender(RealignedDefender):
     clustering: str = "paper"
     gamma: float = 0.01
     exploration_radius: float | Literal["auto"] = 0.0
+    transfer_radius: float | Literal["auto"] = 0.0
     exploration_steps: int = 2
 
     _parameter_constraints: ClassVar[dict] = {
@@ -106,6 +114,7 @@ class LatentDefender(RealignedDefender):
         "clustering": [StrOptions({"paper", "program"})],
         "gamma": [Interval(Real, 0, None, closed="left")],
         "exploration_radius": RealignedDefender._radius_constraint,
+        "transfer_radius": RealignedDefender._radius_constraint,
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -116,15 +125,28 @@ class LatentDefender(RealignedDefender):
     def _fit_statistic(self, rows, columns, train, random_state):
         statistic = self._resolve_statistic()
         self._check_unused(statistic)
+        if self.transfer_radius != 0 and isinstance(self.module, Replica) and self.module.width < 1:
+            raise ValueError(
+                f"transfer_radius={self.transfer_radius!r} trains on what deceives the map that "
+                "the training starts from, but a narrow replica starts from nothing: set "
+                "transfer_radius=0, or width=1."
+            )
         radius = self._resolve_radius(self.exploration_radius, rows, train, random_state)
-        self.exploration_radius_ = radius
+        reach = self._resolve_radius(self.transfer_radius, rows, train, random_state, HALF)
+        self.exploration_radius_, self.transfer_radius_ = radius, reach
         latent_map, centres = self._initial_map(rows, columns, train, random_state)
         self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         if self.realign and len(self.classes_) > 1:
             explorer: Explorer = RowsAlone()
-            if radius > 0:
+            if radius > 0 or reach > 0:
                 explorer = BallExplorer(
-                    radius, self.exploration_steps, self.clip_values, len(rows), rows.shape
+                    radius,
+                    self.exploration_steps,
+                    self.clip_values,
+                    len(rows),
+                    rows.shape,
+                    former=_frozen_copy(latent_map) if reach > 0 else None,
+                    transfer_radius=reach,
                 )
             self.history_ = self._realign(
                 latent_map,
@@ -156,11 +178,13 @@ class LatentDefender(RealignedDefender):
             self._refuse_unused("density", because="a margin needs no density")
         if not self.realign:
             self._refuse_unused(
-                *("clustering", "gamma", "exploration_radius", *TRAINING),
+                *("clustering", "gamma", "exploration_radius", "transfer_radius", *TRAINING),
                 because="realign=False trains nothing",
             )
-        if self.exploration_radius == 0:
-            self._refuse_unused("exploration_steps", because="exploration_radius=0")
+        if self.exploration_radius == 0 and self.transfer_radius == 0:
+            self._refuse_unused(
+                "exploration_steps", because="exploration_radius=0 and transfer_radius=0"
+            )
 
     def _new_map(self, x, random_state) -> LatentMap:
         n_classes = len(self.classes_)
@@ -189,6 +213,11 @@ class LatentDefender(RealignedDefender):
         else:
             density = getattr(densities, self.density)(moments, self.n_components)
         return density.to(module_device(latent_map))
+
+
+def _frozen_copy(latent_map: LatentMap) -> LatentMap:
+    """Copy of a map as it is now."""
+    return copy.deepcopy(latent_map).requires_grad_(False).eval()
 
 
 def _identity(dim: int) -> nn.Sequential:

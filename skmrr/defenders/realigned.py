@@ -22,6 +22,7 @@ from skmrr.nn.rows import Rows
 from skmrr.nn.tolerance import noise_tolerance
 from skmrr.nn.trials import explaining
 
+TWENTIETH, HALF = 0.05, 0.5  # shares of the decisions that noise of a radius "auto" changes
 MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is measured on
 MAX_SAMPLE_ROWS = 1024  # training rows that a map is initialised on
 TRAINING = (  # parameters without effect where nothing is trained
@@ -100,16 +101,18 @@ class RealignedDefender(StatisticDetector):
     def _new_map(self, x: torch.Tensor, random_state) -> LatentMap:
         """Untrained latent map, of the right size for the rows `x`."""
 
-    def _resolve_radius(self, radius, rows, train, random_state) -> float:
-        """Size of ±ε noise that changes a twentieth of the decisions, for ``"auto"``."""
+    def _resolve_radius(self, radius, rows, train, random_state, share=TWENTIETH) -> float:
+        """Size of ±ε noise that changes a share of the classifier's decisions, for ``"auto"``."""
         if radius != "auto":
             return radius
         if self.classifier is None:
             raise ValueError(
-                "exploration_radius='auto' measures how much noise the classifier bears: give "
+                "A radius of 'auto' measures how much noise the classifier bears: give "
                 "classifier=…, or a number."
             )
-        return measure_tolerance(self.classifier, rows, train, self.clip_values, random_state)
+        return measure_tolerance(
+            self.classifier, rows, train, self.clip_values, random_state, share
+        )
 
     def _initial_map(self, rows, columns, train, random_state) -> tuple[LatentMap, torch.Tensor]:
         """Map to be trained, or the last one (`warm_start`), and its class means."""
@@ -191,12 +194,17 @@ class RealignedDefender(StatisticDetector):
 
 
 def measure_tolerance(
-    classifier: nn.Module, rows: Rows, train: np.ndarray, clip_values: Sequence | None, random_state
+    classifier: nn.Module,
+    rows: Rows,
+    train: np.ndarray,
+    clip_values: Sequence | None,
+    random_state,
+    share: float = TWENTIETH,
 ) -> float:
-    """Measure on a thousand training rows how much noise a classifier bears."""
+    """Measure on a thousand training rows what noise changes a share of the decisions."""
     x = rows.take(random_state.permutation(train)[:MAX_TOLERANCE_ROWS])
     generator = torch.Generator().manual_seed(draw_seed(random_state))
-    return noise_tolerance(classifier, x, clip_values, generator=generator)
+    return noise_tolerance(classifier, x, clip_values, share=share, generator=generator)
 
 
 def _balanced_sample(train: np.ndarray, columns: np.ndarray, random_state) -> np.ndarray:

@@ -1,7 +1,10 @@
 """Search around each training row for the point where a latent map is worst.
 
 Madry et al. (2018) train classifiers in this manner. Here the ascent climbs the *defender's* own
-loss on clean rows: no attack on the victim, and no adversarial example, is ever used.
+loss on clean rows, and that of the map that its training started from, as each defender of Rouhani
+et al. (2019) learns from rows moved along the gradient of the one before it. A replica starts as a
+copy of the classifier, so that these points are much like what an attack on the classifier finds;
+they too are made of clean rows alone.
 """
 
 import math
@@ -70,14 +73,17 @@ class RowsAlone(Explorer):
 class BallExplorer(Explorer):
     """Projected gradient ascent within an ℓ∞ ball around each row.
 
-    Each search draws the radius of each row's ball, uniformly up to `radius`. Against a fixed
-    radius that keeps the map sharper on clean rows and near them, for little at the far end. It
-    goes on from where the row's last search ended.
+    Each search draws the radius of each row's ball, uniformly up to the largest. Against a fixed
+    radius that keeps the map sharper on clean rows and near them, for little at the far end.
+
+    Where the map itself is worst the search goes on from where the row's last one ended. Where its
+    former self is worst, which the training started from, half of the searches begin at the row
+    and half anywhere in the ball.
 
     Parameters
     ----------
     radius : float
-        Largest radius, in the units of the rows.
+        Largest radius around rows for the map itself, in the units of the rows; 0 for none.
     steps : int
         Steps of ascent.
     clip_values : tuple of float or None
@@ -86,26 +92,70 @@ class BallExplorer(Explorer):
         Number of all rows.
     row_shape : tuple of int
         Shape of a row.
+    former : LatentMap, optional
+        The map's former self, which is not changed.
+    transfer_radius : float, default=0.0
+        Largest radius for the former self; with both, each serves half of the rows.
     """
 
     ramp = 0.4
 
-    def __init__(self, radius, steps, clip_values, n_rows, row_shape):
+    def __init__(
+        self,
+        radius: float,
+        steps: int,
+        clip_values: Sequence | None,
+        n_rows: int,
+        row_shape: tuple[int, ...],
+        *,
+        former: LatentMap | None = None,
+        transfer_radius: float = 0.0,
+    ):
         self.radius = radius
         self.steps = steps
         self.clip_values = clip_values
         self.offsets = torch.zeros(n_rows, *row_shape)  # of each last worst point from its row
         self.is_searched = torch.zeros(n_rows, dtype=torch.bool)
+        self.former = former
+        self.transfer_radius = transfer_radius
 
     def loss(self, loss_of, latent_map, x, classes, indices, progress):
         """Loss of the rows, and of the worst points around them."""
-        known = self.offsets[indices].to(x) if self.is_searched[indices].all() else None
+        n_own = len(x)
+        if self.former is not None:
+            n_own = len(x) // 2 if self.radius else 0
         latent_map.eval()
+        points = x.clone()
+        if n_own:
+            own = slice(n_own)
+            points[own] = self._own_points(loss_of, x[own], classes[own], indices[own], progress)
+        if self.former is not None:
+            points[n_own:] = self._former_points(x[n_own:], classes[n_own:])
+        train_without_dropout(latent_map)
+        return loss_of(torch.cat([x, points]), classes.repeat(2))
+
+    def _own_points(self, loss_of, x, classes, indices, progress) -> Tensor:
+        """Points where the map itself is worst, and note where the search ended."""
+        known = self.offsets[indices].to(x) if self.is_searched[indices].all() else None
         points = self.worst_points(x, lambda points: loss_of(points, classes), progress, known)
         self.offsets[indices] = (points - x).to(self.offsets)
         self.is_searched[indices] = True
-        train_without_dropout(latent_map)
-        return loss_of(torch.cat([x, points]), classes.repeat(2))
+        return points
+
+    def _former_points(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Points where the map's former self is worst."""
+        former = self.former
+        assert former is not None
+        radius = self.transfer_radius * self._draw(x)
+        start = radius * (2 * torch.rand_like(x) - 1) * torch.randint(2, (1,)).to(x)
+        return self._ascend(
+            x + start,
+            x,
+            radius,
+            lambda points: functional.cross_entropy(
+                former.features_and_logits(points)[1], classes, reduction="sum"
+            ),
+        )
 
     def worst_points(
         self, x: Tensor, loss, progress: float = 1.0, last: Tensor | None = None
@@ -124,12 +174,18 @@ class BallExplorer(Explorer):
         last : Tensor of shape (batch, …), optional
             Points minus rows of the last search, to go on from; by default a random start.
         """
-        draw = torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        radius = self.radius * min(1.0, progress / self.ramp) * draw
+        radius = self.radius * min(1.0, progress / self.ramp) * self._draw(x)
+        start = radius * (2 * torch.rand_like(x) - 1) if last is None else last
+        return self._ascend(x + start, x, radius, loss)
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """Share of the largest radius that each row's ball has."""
+        return torch.rand(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+
+    def _ascend(self, points: Tensor, x: Tensor, radius: Tensor, loss) -> Tensor:
         # Steps that reach across the ball, each shorter the more there are.
         step = radius * (1.25 if self.steps == 1 else 1.5 / self.steps)
-        start = radius * (2 * torch.rand_like(x) - 1) if last is None else last
-        points = self._project(x + start, x, radius)
+        points = self._project(points, x, radius)
         for _ in range(self.steps):
             points.requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(points), points)
