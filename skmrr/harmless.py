@@ -1,11 +1,11 @@
 """Changes of an image that an honest user's camera, program or network makes.
 
-A detector is told of them by ``harmless=[…]`` so that they raise no alarm, `skmrr.evaluation` has
-rows pass through them as through a channel. They are callables, batch → batch, and all take images
-of shape (batch, channels, height, width) on any scale: each strength is a share of the range
+A detector is told of them by ``harmless=[…]``, so that they raise no alarm; `skmrr.evaluation` sends
+rows through them as through a channel. They are callables, batch → batch, of images of shape
+(batch, channels, height, width) on any scale: each strength is a share of the range
 ``clip_values``, so that ``GaussianNoise(4 / 255)`` is four levels of an 8-bit pixel whether the
-pixels are in [0, 1] or in [0, 255]. Gradients pass: those that round pass them as if they did
-nothing (BPDA, Athalye et al. 2018).
+pixels are in [0, 1] or in [0, 255]. Gradients pass; what rounds passes them as if it did nothing
+(BPDA, Athalye et al. 2018).
 """
 
 import io
@@ -33,7 +33,7 @@ class Change(ABC):
     --------
     >>> import torch
     >>> from skmrr.harmless import Brightness
-    >>> Brightness(1.2)(torch.full((1, 1, 2, 2), 100.0), clip_values=(0, 255))[0, 0, 0]
+    >>> Brightness(1.2)(torch.full((1, 1, 2, 2), 100.0), clip_values=(0, 255)).round()[0, 0, 0]
     tensor([120., 120.])
     """
 
