@@ -1,7 +1,7 @@
 """Changes of an image that an honest user's camera, program or network makes.
 
-A detector is told of them by ``harmless=[…]``, so that they raise no alarm; `skmrr.evaluation` sends
-rows through them as through a channel. They are callables, batch → batch, of images of shape
+A detector is told of them by ``harmless=[…]``, so that they raise no alarm; `skmrr.evaluation`
+sends rows through them as through a channel. They are callables, batch → batch, of images of shape
 (batch, channels, height, width) on any scale: each strength is a share of the range
 ``clip_values``, so that ``GaussianNoise(4 / 255)`` is four levels of an 8-bit pixel whether the
 pixels are in [0, 1] or in [0, 255]. Gradients pass; what rounds passes them as if it did nothing

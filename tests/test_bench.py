@@ -16,17 +16,29 @@ import torch
 from matplotlib import pyplot as plt
 from typer.testing import CliRunner
 
+from skmrr import LatentDefender, MRREnsemble
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
 from skmrr.bench import figures, report, sizes, transferability, victims
 from skmrr.bench.architectures import build_digits
+from skmrr.bench.augmentation import Augmented
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
 from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
-from skmrr.bench.systems import CERTIFIED, ENSEMBLE, NO_NOISE, detectors_on, fit_all, unfitted
+from skmrr.bench.systems import (
+    CERTIFIED,
+    ENSEMBLE,
+    WITH_NOISE,
+    detectors_on,
+    fit_all,
+    unfitted,
+    with_noise,
+)
 from skmrr.bench.table1 import draw_cost, own_accuracy
 from skmrr.bench.victims import predict
 from skmrr.cli import app, typed
+from skmrr.defenders.defaults import SPARSE_WEIGHT
+from skmrr.harmless import CHANNELS, SEVERITIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took")  # busy machines
 
@@ -315,8 +327,34 @@ def test_an_unknown_detector_is_named(untrained):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_names_are_those_of_the_detectors(untrained, name):
     detectors = unfitted(dataclasses.replace(untrained, name=name))
-    assert {*detectors, NO_NOISE} == set(detectors_on(name))
-    assert detectors_on(name)[:2] == [ENSEMBLE, NO_NOISE]
+    assert {*detectors, WITH_NOISE} == set(detectors_on(name))
+    assert detectors_on(name)[:2] == [ENSEMBLE, WITH_NOISE]
+
+
+def test_noise_members_join_the_fitted_ones(untrained):
+    template = LatentDefender(max_epochs=1)
+    plain = MRREnsemble(
+        untrained.victim, estimator=template, clip_values=(0, 1), calibration_fraction=0
+    ).fit(untrained.X_fit, untrained.y_fit)
+    noisy = with_noise(plain, untrained).calibrate(untrained.X_calibration)
+    assert noisy.member_names_ == ["latent_0", "margin", "dense", "sparse"]
+    assert noisy.weights_.tolist() == [1, 1, 1, SPARSE_WEIGHT]
+    latent = noisy.named_defenders_.latent_0.statistic_
+    assert latent is plain.named_defenders_.latent_0.statistic_  # trained once
+    assert plain.member_names_ == ["latent_0", "margin"]
+
+
+def test_augmented_images_are_shifted_or_mirrored():
+    X = np.random.default_rng(0).random((1, 3, 9, 9)).astype(np.float32)
+    images = Augmented(X)
+    assert len(images) == 1
+    torch.manual_seed(0)
+    seen = {images[0].numpy().tobytes() for _ in range(400)}
+    assert 120 < len(seen) <= 2 * 9**2
+    x = torch.as_tensor(X[0])
+    padded = torch.nn.functional.pad(torch.stack([x, x.flip(2)]), [4] * 4, mode="replicate")
+    windows = padded.unfold(2, 9, 1).unfold(3, 9, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 9, 9)
+    assert seen <= {window.contiguous().numpy().tobytes() for window in windows}
 
 
 def test_detectors_come_as_asked_and_calibrated(untrained):
@@ -373,7 +411,8 @@ def test_table1_writes_its_report(small_run):
     assert detection["detector"].unique().tolist() == ["max-softmax", "energy"]
     assert set(detection["attack"]) <= {*of_kinds(ATTACKS["digits"], ("FGSM", "PGD")), "worst case"}
     assert (detection["n_rows"] <= 12).all()
-    assert detection[["auc", "auc_low", "auc_high"]].stack().between(0, 1).all()
+    assert detection[["auc", "auc_low", "auc_high"]].stack().dropna().between(0, 1).all()
+    assert detection["channel"].unique().tolist() == [*CHANNELS, "any channel"]
     pd.testing.assert_frame_equal(pd.read_json(home / "detection.json"), detection)
     flagged = pd.read_csv(home / "flagged.csv")
     assert flagged.query("rows == 'clean'")["n_rows"].unique().tolist() == [450]
@@ -382,6 +421,7 @@ def test_table1_writes_its_report(small_run):
     assert origin["command"].startswith("skmrr bench table1 --quick --seeds 1")
     assert origin["seeds"] == [1]
     assert "| worst case |" in text
+    assert "### Through channels" in text
     assert "Quick: trained for a moment" in text
 
 
@@ -404,6 +444,10 @@ def test_peers_name_their_detectors(small_run):
     peers = pd.read_csv(home / "peers.csv")
     assert peers["detector"].tolist() == ["max-softmax", CERTIFIED]
     assert peers["SR@5, ε 0.2"].between(0, 1).all()
+    harmless = pd.read_csv(home / "harmless.csv")
+    assert harmless["change"].unique().tolist() == ["none", *SEVERITIES]
+    assert harmless["flagged"].between(0, 1).all()
+    assert "| shift 3 " in (home / "report.md").read_text("utf-8")
     assert peers["bound, ε 0.2"].isna().tolist() == [True, False]
     assert (home / "roc_worst_case.png").exists()
     adaptive = pd.read_csv(home / "adaptive.csv")
@@ -438,7 +482,9 @@ def test_squeezers_are_those_of_the_paper(untrained):
 
 
 def test_cost_is_drawn_of_perfect_detectors_too():
-    detection = pd.DataFrame({"detector": ["a", "b"], "attack": "FGSM", "auc": [1.0, 0.0]})
+    detection = pd.DataFrame(
+        {"detector": ["a", "b"], "channel": "raw", "attack": "FGSM", "auc": [1.0, 0.0]}
+    )
     cost = pd.DataFrame({"detector": ["a", "b"], "score_cost": [2.0, 3.0]})
     (ax,) = draw_cost({"detection": detection, "cost": cost}).axes
     low, high = ax.get_ylim()
@@ -578,4 +624,4 @@ def test_quick_is_quick(measure, tmp_path, monkeypatch):
     succeed(monkeypatch, "bench", measure, "--quick", "--seeds", "1", "--output", tmp_path)
     assert time.perf_counter() - start < QUICK_SECONDS
     text = (tmp_path / f"{measure}-digits" / "report.md").read_text("utf-8")
-    assert NO_NOISE in text or measure == "figures"  # whose table is of outcomes
+    assert ENSEMBLE in text or measure == "figures"  # whose table is of outcomes

@@ -11,7 +11,7 @@ from sklearn.preprocessing import normalize
 from skmrr.bench.problems import Problem
 from skmrr.bench.report import Report, markdown
 from skmrr.bench.run import Run
-from skmrr.bench.systems import ENSEMBLE, NO_NOISE
+from skmrr.bench.systems import ENSEMBLE
 from skmrr.bench.transferability import Logits
 from skmrr.bench.victims import outputs, predict
 from skmrr.nn.replica import LatentMap, replicate
@@ -30,10 +30,10 @@ def figures(run: Run) -> Report:
     hardness = []
     first: dict[str, Any] = {}
     for problem in run.attacked_problems():
-        fitted = run.fit(problem, [ENSEMBLE, NO_NOISE])
+        fitted = run.fit(problem, [ENSEMBLE])
         latent = fitted[ENSEMBLE].detector.named_defenders_["latent_0"]
         latent_map = latent.statistic_.latent_map
-        frame = hardness_of(problem, fitted[NO_NOISE].detector, latent_map)
+        frame = hardness_of(problem, fitted[ENSEMBLE].detector, latent_map)
         hardness.append(frame.assign(seed=problem.seed))
         if not first:
             first = {
@@ -47,7 +47,7 @@ def figures(run: Run) -> Report:
         "Figure 4: features of the last checkpoint of clean test images, three principal "
         "components, in the victim and in the latent defender; below, distances of clean and "
         "adversarial images to the centre of the class that the victim names.\n\n"
-        "Figure 5: which adversarials does the ensemble without noise members miss at "
+        "Figure 5: which adversarials does the ensemble miss at "
         f"{SP:.0%} false alarms, and which fool its latent defender's network too? Median margin "
         "(logit of the class minus the best other) of the *clean* image, by outcome, and the "
         "probability that an image of that outcome has a smaller margin than a caught one of the "

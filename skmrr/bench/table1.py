@@ -218,12 +218,13 @@ def channels_text(frames: dict[str, pd.DataFrame]) -> str:
     """Markdown of what is left of the evidence at the end of each channel."""
     detection = frames["detection"]
     table = over_seeds(detection, ["detector", "channel", "attack"], ["auc", "auc_raw", "n_rows"])
-    worst = table.xs(WORST, level="attack")
-    single = table.drop(WORST, level="attack")
-    single = single[single["n_rows"]["min"] >= FEWEST]
-    least = single.xs("mean", axis=1, level=1).groupby(["detector", "channel"], sort=False).min()
-    ours = single.index[0][0]
-    of_ours = single["auc"]["mean"].xs(ours, level="detector").unstack("channel", sort=False)
+    means = table[["auc", "auc_raw"]].xs("mean", axis=1, level=1)
+    is_shown = (table["n_rows"]["min"] >= FEWEST) & (table.index.get_level_values(2) != WORST)
+    single = means[is_shown]
+    least = single.groupby(["detector", "channel"], sort=False).min()
+    ours = detection["detector"].iloc[0]
+    is_ours = single.index.get_level_values(0) == ours
+    of_ours = single.loc[is_ours, "auc"].droplevel(0).unstack("channel", sort=False)
     return "\n\n".join(
         [
             "### Through channels",
@@ -231,7 +232,7 @@ def channels_text(frames: dict[str, pd.DataFrame]) -> str:
             "channel alone leaves right, against clean images that came the same way; behind the "
             "stroke, against clean images as they are. Worst case over all attacks; *any channel*: "
             "over channels too, against the clean images of all of them.",
-            markdown(_beside(worst.xs("mean", axis=1, level=1))),
+            markdown(_beside(means.xs(WORST, level="attack"))),
             "Least area of a single attack at one strength, of those that still fool the victim "
             f"{FEWEST} times with every seed.",
             markdown(_beside(least)),
