@@ -69,15 +69,20 @@ classifier.eval()
 # The classifier runs once for each image, every member is shown that pass, and the classifier's own
 # margin is a member too. Each member turns what it sees into a p-value, one that depends on the
 # margin among clean images of about the same margin; the p-values are fused, and the fusion is
-# calibrated anew on clean images that neither the classifier nor a member has seen.
+# calibrated anew on clean images that neither the classifier nor a member has seen. Two noise
+# defenders, which are no default, stand beside them to show what they are worth.
 
 ensemble = MRREnsemble(
     classifier,
     defenders=default_defenders(
         classifier,
         latent=LatentDefender(
-            exploration_radius="auto", learning_rate=3e-3, max_epochs=args.epochs
+            exploration_radius="auto",
+            transfer_radius="auto",
+            learning_rate=3e-3,
+            max_epochs=args.epochs,
         ),
+        noise=True,
     ),
     clip_values=(0, 1),
     security_parameter=SP,
@@ -158,9 +163,9 @@ fig.savefig(args.output / "plot_ensemble_risk.png", dpi=120)
 # --------------------
 # Each member by itself, at the same threshold. Two of the rows are no attacks: clean images, and
 # clean images with random noise that the classifier does not mind. The dense-noise defender flags
-# faint noise as readily as it flags an attack, so where harmless noise is to be expected, leave it
-# out, or calibrate on images as noisy as those to come. The sparse-noise defender waits for changes
-# of a few pixels, which none of these attacks makes.
+# faint noise as readily as it flags an attack, which is why it is no default: it is for inputs of
+# one clean source. The sparse-noise defender waits for changes of a few pixels, which none of these
+# attacks makes.
 
 noise = 0.02 * np.random.default_rng(0).choice([-1, 1], X_test.shape)
 X_noisy = np.clip(X_test + noise, 0, 1).astype(np.float32)
