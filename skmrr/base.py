@@ -25,7 +25,7 @@ from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector_module import DetectorModule, Evidence
 from skmrr.nn.fusion import Alone, Fusion
 from skmrr.nn.members import Members
-from skmrr.nn.placement import module_device
+from skmrr.nn.placement import draw_seed, module_device
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Tapped
@@ -337,8 +337,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             change(rows.take([0, len(rows) - 1]))
 
     def _harmless_changes(self) -> list[Callable[[Tensor], Tensor]]:
+        random_state = check_random_state(self.random_state)
         changes = self.harmless or ()
-        return [bind(change, self.clip_values, seed) for seed, change in enumerate(changes)]
+        return [bind(change, self.clip_values, draw_seed(random_state)) for change in changes]
 
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
         versions = [self._stream(self.evidence_, rows, labels, indices, desc="calibrate")]

@@ -5,7 +5,7 @@ adversarials those count that still fool the victim when they arrive, and whose 
 Clean rows come the same way, so that the channel is not taken for evidence of an attack.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,7 +55,7 @@ def arrive(
     y: np.ndarray,
     attacks: Mapping[str, Successes],
     decide: Decide,
-    clip_values,
+    clip_values: Sequence[float] | None,
 ) -> Arrived:
     """Send clean rows and attacks through a channel.
 
