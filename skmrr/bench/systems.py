@@ -219,14 +219,13 @@ def with_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
 
 
 def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:
-    template: dict[str, Any] = {"exploration_radius": "auto", "learning_rate": 3e-3}
+    template: dict[str, Any] = {
+        "exploration_radius": "auto",
+        "transfer_radius": "auto",
+        "learning_rate": 3e-3,
+    }
     if problem.name == "cifar10":
-        template = {
-            "exploration_radius": 2 / 255,
-            "exploration_steps": 1,
-            "max_epochs": 4,
-            "training_batch_size": 128,
-        }
+        template |= {"max_epochs": 8, "training_batch_size": 128}
     if quick:
         template["max_epochs"] = 2
     if problem.name == "imagenette":

@@ -142,10 +142,10 @@ SAID = {
         "looking at attacks on other victims (seeds 7 and 0) on the same test images."
     ),
     "cifar10": (
-        "The victim is given; all seeds share one fit of each detector, on 20,000 images, and draw "
-        "which test images calibrate and which are attacked, so that their test images overlap. "
-        "Parts of the ensemble were chosen by looking at attacks on a draw of its own (seed 0) of "
-        "these test images."
+        "The victim is given; all seeds share one fit of each detector, on 20,000 images, ours on "
+        "all 50,000, shifted and mirrored, and draw which test images calibrate and which are "
+        "attacked, so that their test images overlap. Parts of the ensemble were chosen by looking "
+        "at attacks on a draw of its own (seed 0) of these test images."
     ),
     "imagenette": (
         "The victim is given; all seeds share one fit of each detector, on 2,000 images, and draw "
