@@ -148,3 +148,11 @@ def test_narrow_without_effect_is_the_same_shape():
     ]
     assert shapes[0] == shapes[1]
     assert np.prod(shapes[0][0]) == 8 * 2 * 9
+
+
+@pytest.mark.parametrize("build", [plain, normalised, dense])
+def test_no_rows_have_no_margins(build):
+    stack = MarginStack.of(members_of(build, 2), SHAPE)
+    assert stack is not None
+    empty = stack.at(torch.zeros(0, *SHAPE), torch.zeros(0, dtype=torch.int64))
+    assert empty.shape == (0, 2)

@@ -65,7 +65,7 @@ class StackedLinear(nn.Module):
         if x.shape[1] == self.in_features:
             out = torch.einsum("bi,nio->bno", x, self.weight)
         else:
-            parts = x.view(x.shape[0], len(self.weight), -1).transpose(0, 1)  # n batch in
+            parts = x.unflatten(1, (len(self.weight), -1)).transpose(0, 1)  # n batch in
             out = torch.bmm(parts, self.weight).transpose(0, 1)  # batch n out
         out = out.flatten(1)
         return out if self.bias is None else out + self.bias
@@ -116,7 +116,7 @@ class MarginStack(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch stacked classes"]:
         """Return the logits of each replica."""
-        return self.network(x).view(x.shape[0], len(self.indices), -1)
+        return self.network(x).unflatten(1, (len(self.indices), -1))
 
     def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, "batch stacked"]:
         """Return the margin of each replica at each row's column."""
@@ -137,7 +137,7 @@ class StackedCheckpoint(LayerChange):
 
     def changed(self, value):
         """Put the features of each replica on the sphere of its radius, of ``scales``."""
-        features = value.reshape(value.shape[0], len(self.scales), -1)
+        features = value.flatten(1).unflatten(1, (len(self.scales), -1))
         return (self.scales[:, None] * functional.normalize(features, dim=2)).view_as(value)
 
 
