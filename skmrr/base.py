@@ -25,7 +25,7 @@ from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector_module import DetectorModule, Evidence
 from skmrr.nn.fusion import Alone, Fusion
 from skmrr.nn.members import Members
-from skmrr.nn.placement import draw_seed, module_device
+from skmrr.nn.placement import draw_seed, module_device, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Tapped
@@ -193,7 +193,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         """
         before = dict(vars(self))
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            # A dataset may change its rows at random, each time they are read.
+            seed = draw_seed(check_random_state(self.random_state))
+            with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
                 return self._fit(X, y, labels)
         except BaseException:
             # Interrupted or refused: what was fitted before stays whole.

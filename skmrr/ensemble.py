@@ -26,7 +26,7 @@ from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
 from skmrr.nn.fusion import Alone, CalibratedFusion, FusionRule
 from skmrr.nn.members import Members
-from skmrr.nn.placement import draw_seed
+from skmrr.nn.placement import draw_seed, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import MarginStatistic
 from skmrr.threshold import ADVERSARIAL
@@ -364,7 +364,8 @@ def _fit_member(member, classifier, rows: Rows, y: np.ndarray, train: np.ndarray
             member.set_params(classifier=classifier)
         shaped = rows.shaped(member.input_shape or rows.input_shape)
         random_state = check_random_state(member.random_state)
-        member._fit_evidence(shaped, y, train, random_state)
+        with seeded(draw_seed(check_random_state(member.random_state))):  # as in `fit`
+            member._fit_evidence(shaped, y, train, random_state)
         return member
     if isinstance(rows.source, Dataset):
         return member.fit(Subset(rows.source, train.tolist()), y[train])

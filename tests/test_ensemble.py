@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from skmrr import (
     FeatureExtractor,
@@ -603,3 +603,28 @@ def test_width_must_fit_the_network(digits):
 
     with pytest.raises(ValueError, match="set width=1"):
         MRREnsemble(Fixed(), defenders=pair(Fixed(), brief), **coarse).fit(X[:600], y[:600])
+
+
+class Trembling(Dataset):
+    """Rows that are another each time they are read."""
+
+    def __init__(self, X):
+        self.X = X
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, index):
+        return (torch.as_tensor(self.X[index]) + 0.1 * torch.rand(())).clamp(0, 1)
+
+
+def test_rows_that_change_are_fitted_reproducibly(net, digits):
+    X, y = digits
+    params = {"defenders": pair(net), **coarse, "calibration_fraction": 0}
+    scores = []
+    for n_jobs in (None, None, 2):
+        torch.rand(7)  # whatever else has drawn before
+        ensemble = MRREnsemble(net, n_jobs=n_jobs, **params).fit(Trembling(X[:600]), y[:600])
+        scores.append(ensemble.calibrate(X[600:1000]).score_samples(X[1000:]))
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_allclose(scores[0], scores[2], rtol=1e-4)
