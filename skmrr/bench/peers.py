@@ -23,7 +23,6 @@ from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
 
 ADAPTIVE_SP = 0.05
-N_CHANGED = 2000  # images that are changed harmlessly
 
 
 def peers(run: Run) -> Report:
@@ -40,7 +39,7 @@ def peers(run: Run) -> Report:
         costs.append(costs_of(problem, fitted, sizes))
         run.tell(seed, "harmless changes")
         detectors = {name: system.detector for name, system in fitted.items()}
-        X, y = problem.X_test[:N_CHANGED], problem.y_test[:N_CHANGED]
+        X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
         harmless.append(run.memory.cache(flag_rates)(detectors, X, y).assign(seed=seed))
         X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():

@@ -26,6 +26,8 @@ class Sizes:
     """Training of each of these."""
     n_timed: int = 2000
     """Images whose scoring is timed."""
+    n_changed: int = 2000
+    """Images that are changed harmlessly."""
     quick: bool = False
     """Whether everything is trained for a moment only."""
 
@@ -56,6 +58,7 @@ QUICK = Sizes(
     numbers=(1, 2),
     member_epochs=2,
     n_timed=200,
+    n_changed=100,
     quick=True,
 )
 EPS = {
