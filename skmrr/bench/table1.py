@@ -24,7 +24,7 @@ from skmrr.evaluation import (
 )
 from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW, Arrived, arrive
-from skmrr.evaluation.protocol import evaluate_scores
+from skmrr.evaluation.protocol import evaluate_scores, score_arrivals
 from skmrr.evaluation.successes import CLEAN, check_attacks
 from skmrr.harmless import CHANNELS
 from skmrr.threshold import ADVERSARIAL
@@ -84,18 +84,14 @@ def detection_of(run: Run, problem: Problem, fitted: dict[str, Fitted]) -> Detec
     is_right = np.isin(np.arange(len(y)), problem.rows)
     check_attacks(problem.attacks, is_right)
     score = run.memory.cache(score_samples)
-    scores: dict[str, dict] = {name: {} for name in fitted}
-    arrived = {}
-    for channel, change in CHANNELS.items():
-        here = Arrived(X, is_right, problem.attacks)
-        if change is not None:
-            decide = partial(predict, problem.victim)
-            here = arrive(change, X, y, problem.attacks, decide, (0, 1))
-        for name, system in fitted.items():
-            scores[name][channel] = {
-                kind: score(system.detector, rows) for kind, rows in here.sets.items()
-            }
-        arrived[channel] = here.without_rows()
+    scorers = {name: partial(score, system.detector) for name, system in fitted.items()}
+    raw = Arrived(X, is_right, problem.attacks)
+    decide = partial(predict, problem.victim)
+    arrivals = (
+        (channel, arrive(change, X, y, problem.attacks, decide, (0, 1)) if change else raw)
+        for channel, change in CHANNELS.items()
+    )
+    scores, arrived = score_arrivals(scorers, arrivals)
     return evaluate_scores(scores, arrived, security_parameters=TABLE1_SP)
 
 

@@ -6,7 +6,7 @@ same channels.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
 from typing import Any
@@ -132,21 +132,43 @@ def evaluate_detection(
     check_channels(channels)
     if asking is None and any(change is not None for change in channels.values()):
         raise ValueError("No detector has a classifier that could be asked about changed rows.")
-    scores: dict[str, dict[str, dict[str, np.ndarray]]] = {name: {} for name in detectors}
-    arrived = {}
+    raw = Arrived(X, labels == y, dict(attacks))
+    arrivals = (
+        (channel, raw if change is None or not asking else arrive(change, X, y, attacks, *asking))
+        for channel, change in channels.items()
+    )
+    scorers = {name: detector.score_samples for name, detector in detectors.items()}
     with tqdm(total=len(channels) * len(detectors), desc="scoring", disable=not verbose) as bar:
-        for channel, change in channels.items():
-            here = Arrived(X, labels == y, dict(attacks))
-            if change is not None and asking is not None:
-                here = arrive(change, X, y, attacks, *asking)
-            for name, detector in detectors.items():
-                bar.set_postfix_str(f"{name}: {channel}")
-                scores[name][channel] = {
-                    kind: detector.score_samples(rows) for kind, rows in here.sets.items()
-                }
-                bar.update()
-            arrived[channel] = here.without_rows()
+        scores, arrived = score_arrivals(scorers, arrivals, bar)
     return evaluate_scores(scores, arrived, security_parameters=security_parameters)
+
+
+def score_arrivals(
+    scorers: Mapping[str, Callable],
+    arrivals: Iterable[tuple[str, Arrived]],
+    bar: tqdm | None = None,
+) -> tuple[dict[str, dict[str, dict[str, np.ndarray]]], dict[str, Arrived]]:
+    """Score what arrives, one channel after the other; return what `evaluate_scores` takes.
+
+    Parameters
+    ----------
+    scorers : mapping of str to callable
+        By detector, rows → scores.
+    arrivals : iterable of (str, Arrived)
+        By channel. Of each only the attacks are kept.
+    bar : tqdm, optional
+        Told of each detector and channel.
+    """
+    bar = tqdm(disable=True) if bar is None else bar
+    scores: dict[str, dict[str, dict[str, np.ndarray]]] = {name: {} for name in scorers}
+    arrived = {}
+    for channel, here in arrivals:
+        for name, score in scorers.items():
+            bar.set_postfix_str(f"{name}: {channel}")
+            scores[name][channel] = {kind: score(rows) for kind, rows in here.sets.items()}
+            bar.update()
+        arrived[channel] = here.without_rows()
+    return scores, arrived
 
 
 def evaluate_scores(
