@@ -346,7 +346,7 @@ def test_noise_members_join_the_fitted_ones(untrained):
 
 def test_augmented_images_are_shifted_or_mirrored():
     X = np.random.default_rng(0).random((1, 3, 9, 9)).astype(np.float32)
-    images = Augmented(X)
+    images = Augmented(X, shift=4, mirror=True)
     assert len(images) == 1
     torch.manual_seed(0)
     seen = {images[0].numpy().tobytes() for _ in range(400)}
@@ -355,6 +355,8 @@ def test_augmented_images_are_shifted_or_mirrored():
     padded = torch.nn.functional.pad(torch.stack([x, x.flip(2)]), [4] * 4, mode="replicate")
     windows = padded.unfold(2, 9, 1).unfold(3, 9, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 9, 9)
     assert seen <= {window.contiguous().numpy().tobytes() for window in windows}
+    unmirrored = Augmented(X, shift=0)
+    assert all(torch.equal(unmirrored[0], x) for _ in range(10))
 
 
 def test_detectors_come_as_asked_and_calibrated(untrained):

@@ -6,11 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-SHIFT = 4  # pixels, as ResNets are trained on CIFAR-10 (He et al. 2016, section 4.2)
-
 
 class Augmented(Dataset):
-    """Images mirrored at random and shifted by up to four pixels, the gap filled with the border.
+    """Images shifted at random, the gap filled with the border, and perhaps mirrored.
 
     Torch's global generator draws, which a detector's `fit` seeds.
 
@@ -18,10 +16,16 @@ class Augmented(Dataset):
     ----------
     X : ndarray of shape (n, channels, height, width)
         Images.
+    shift : int
+        Largest shift in each direction, in pixels.
+    mirror : bool, default=False
+        Whether half of the images are mirrored.
     """
 
-    def __init__(self, X: np.ndarray):
+    def __init__(self, X: np.ndarray, shift: int, *, mirror: bool = False):
         self.X = X
+        self.shift = shift
+        self.mirror = mirror
 
     def __len__(self) -> int:
         return len(self.X)
@@ -29,8 +33,8 @@ class Augmented(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         """Image at `index`, changed."""
         x = torch.as_tensor(self.X[index])
-        if torch.rand(()) < 0.5:
+        if self.mirror and torch.rand(()) < 0.5:
             x = x.flip(2)
-        padded = functional.pad(x[None], [SHIFT] * 4, mode="replicate")[0]
-        top, left = torch.randint(2 * SHIFT + 1, (2,)).tolist()
+        padded = functional.pad(x[None], [self.shift] * 4, mode="replicate")[0]
+        top, left = torch.randint(2 * self.shift + 1, (2,)).tolist()
         return padded[:, top : top + x.shape[1], left : left + x.shape[2]]

@@ -133,9 +133,10 @@ def own_accuracy(detector: BaseDetector, X, y) -> float:
 SAID = {
     "digits": "Each seed trains victim and detectors anew.",
     "mnist": (
-        "Each seed trains victim and detectors anew, on 20,000 images, the certified one on the "
-        "victim's 50,000. Parts of the ensemble and of the certified detector were chosen by "
-        "looking at attacks on other victims (seeds 7 and 0) on the same test images."
+        "Each seed trains victim and detectors anew, on 20,000 images, the ensemble on these "
+        "shifted by up to a pixel, the certified one on the victim's 50,000. Parts of the "
+        "ensemble and of the certified detector were chosen by looking at attacks on other victims "
+        "(seeds 7 and 0) on the same test images."
     ),
     "cifar10": (
         "The victim is given; all seeds share one fit of each detector, on 20,000 images, ours on "
