@@ -12,6 +12,7 @@ from skmrr.defenders import (
 )
 from skmrr.ensemble import MRREnsemble
 from skmrr.features import FeatureExtractor
+from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
 from skmrr.threshold import FixedThresholdDetector
 
@@ -25,6 +26,7 @@ __all__ = [
     "FixedThresholdDetector",
     "InputDictionaryDefender",
     "LatentDefender",
+    "LogitsOf",
     "MRREnsemble",
     "MarginDetector",
     "NoiseDefender",

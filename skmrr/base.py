@@ -30,12 +30,13 @@ from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Tapped
 from skmrr.nn.trials import check_classifier, predict_labels
+from skmrr.nn.wording import shortened
 from skmrr.reading import RowReader
 from skmrr.threshold import ADVERSARIAL, RiskMixin
-from skmrr.validation import check_enough, check_known, check_labels
+from skmrr.validation import check_enough, check_labels, check_numbered
 
 # Whether y numbers the classes as the classifier does:
-MAX_COMPARED_ROWS = 500  # where none are held out
+MAX_COMPARED_ROWS = 500
 LEAST_AGREEMENT = 0.5  # share of the classifier's decisions that are y
 
 
@@ -82,7 +83,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     module_ : skmrr.nn.DetectorModule
         The fitted and calibrated detector, ``forward(x, labels)`` → score, differentiable.
     classes_ : ndarray of shape (n_classes,)
-        Class labels.
+        Class labels: the numbers of the classifier's logits, and without a classifier those in y.
     offset_ : float
         Threshold on the score, log(`security_parameter`).
     n_features_in_, input_shape_ : int, tuple of int
@@ -134,7 +135,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         columns : ndarray of shape (n_samples,)
             Index of each row's class in ``classes_``; of use at `train` alone.
         train : ndarray of int
-            Positions of the rows to fit on.
+            Positions of the rows to fit on. They need not be of every class.
         random_state : RandomState
             The only source of randomness.
         """
@@ -167,9 +168,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             Images in the classifier's own pixel scale (declare it by ``clip_values``), or
             features. A dataset may yield (row, class).
         y : array-like of shape (n_samples,), optional
-            True classes, as the classifier numbers them. Rows with ``y == -1`` are adversarial and
-            are dropped. Without y the classifier's decisions serve; without a classifier too,
-            all rows are of one class.
+            True classes, as the classifier numbers them, not necessarily all of them. Rows with
+            ``y == -1`` are adversarial and are dropped. Without y the classifier's decisions
+            serve; without a classifier too, all rows are of one class.
         labels : array-like of shape (n_samples,), optional
             The classifier's decisions for X; by default ``classifier`` is asked, and without one
             a row is judged under its nearest class.
@@ -204,32 +205,41 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
     def _fit(self, X, y, labels):
         rows = self._read_rows(X, reset=True)
-        rows.check(self.batch_size)
+        self._check_shape(rows.shape)
         self._check_harmless(rows)
         classifier = self._tapped()
-        if classifier is not None:
-            check_classifier(classifier, rows)
-        y = self._class_labels(y, rows, classifier)
+        n_logits = self._count_logits(classifier, rows)
+        rows.check(self.batch_size)
+        y = check_numbered(self._class_labels(y, rows, classifier), n_logits, "y")
+        if labels is not None:
+            labels = check_labels(labels, len(rows), "labels")
+            check_numbered(labels, n_logits, "labels")
         random_state = check_random_state(self.random_state)
         train, held_out = self._split(np.flatnonzero(y != ADVERSARIAL), random_state)
-        asked = held_out if len(held_out) else train[:: math.ceil(len(train) / MAX_COMPARED_ROWS)]
-        decided = self._decisions(classifier, rows, labels, asked)
-        if decided is not None:
-            if len(held_out):
-                check_known(decided, np.unique(y[train]))  # before any training is lost
-            if classifier is not None:
-                _warn_if_numbered_otherwise(y[asked], decided)
-        self._fit_evidence(rows, y, train, random_state)
+        if classifier is not None:
+            some = held_out if len(held_out) else train
+            some = some[:: math.ceil(len(some) / MAX_COMPARED_ROWS)]
+            if labels is None:
+                decided = predict_labels(classifier, rows, self.batch_size, some)
+            else:
+                decided = labels[some]
+            _warn_if_numbered_otherwise(y[some], decided)
+        classes = np.unique(y[y != ADVERSARIAL]) if n_logits is None else np.arange(n_logits)
+        self._fit_evidence(rows, y, train, random_state, classes)
         if len(held_out):
-            self._calibrate(rows, decided, held_out)
+            self._calibrate(rows, None if labels is None else labels[held_out], held_out)
         return self
 
-    def _fit_evidence(self, rows: Rows, y, train: np.ndarray, random_state) -> None:
+    def _count_logits(self, classifier: Tapped | None, rows: Rows) -> int | None:
+        """Count the classes that the classifier tells apart; None where y alone knows them."""
+        return None if classifier is None else check_classifier(classifier, rows)
+
+    def _fit_evidence(self, rows: Rows, y, train: np.ndarray, random_state, classes) -> None:
         """Fit on checked rows, and leave the calibration to the caller."""
         self.__dict__.pop("module_", None)
         self._remember_shape(rows.shape)
-        self.classes_ = np.unique(y[train])
-        columns = np.searchsorted(self.classes_, y)
+        self.classes_ = classes
+        columns = np.searchsorted(classes, y).clip(max=len(classes) - 1)
         members = self._fit_members(rows, columns, train, random_state)
         evidence = Evidence(self._tapped(members.taps), members, torch.as_tensor(self.classes_))
         self.evidence_ = evidence.to(self._device()).eval()
@@ -252,11 +262,13 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         Raises
         ------
         ValueError
-            If there are fewer rows than `security_parameter` needs, 1 / SP − 1, or the detector
-            was not fitted on the class of one.
+            If there are fewer rows than `security_parameter` needs, 1 / SP − 1, or a logit or
+            statistic is not a number.
         """
         check_is_fitted(self, "evidence_")
         rows, labels = self._read_for_scoring(X, labels)
+        if labels is not None and self.classifier is not None:
+            check_numbered(labels, len(self.classes_), "labels")
         check_enough(self._n_ranked(len(rows)), self.security_parameter, len(rows))
         self._calibrate(rows, labels)
         return self
@@ -275,7 +287,8 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            In (−∞, 0]; the lowest finite number for a class that the detector was not fitted on.
+            In (−∞, 0]; the lowest finite number where nothing can be said: for a class that the
+            detector has learnt nothing of, and where logits are not finite.
         """
         return self._judge(X, labels)[0]
 
@@ -333,6 +346,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         """Of so many calibration rows, how many set the threshold."""
         return n_rows - n_rows // 2 if self._calibrated_apart else n_rows
 
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError for rows of a shape that it cannot take, before any work is lost."""
+
     def _check_harmless(self, rows: Rows) -> None:
         """Try each harmless change on two rows, before any work is lost."""
         for change in self._harmless_changes():
@@ -355,15 +371,32 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
             desc = f"calibrate, change {k} of {len(changes)}"
             versions.append(self._stream(examine, rows, labels, indices, desc=desc))
-        values, columns, are_known = (np.stack(part, 1) for part in zip(*versions, strict=True))
-        is_known = are_known.all(axis=1)
-        if not is_known.all():
-            raise ValueError(
-                f"The classifier names a class that the detector was not fitted on for "
-                f"{np.sum(~is_known)} calibration rows (the first is row "
-                f"{np.flatnonzero(~is_known)[0]}); leave them out, or fit on rows of every class."
-            )
+        values, columns = (np.stack(part, 1) for part in zip(*versions, strict=True))
+        self._check_values(values, np.arange(len(rows)) if indices is None else indices)
         self._complete(*self._fit_calibration(values, columns))
+
+    def _check_values(self, values: np.ndarray, indices: np.ndarray) -> None:
+        """Refuse statistics of clean rows that are no numbers, and warn of unknown classes."""
+        is_broken = (np.isnan(values) | np.isneginf(values)).any(axis=(1, 2))
+        if is_broken.any():
+            raise ValueError(
+                f"The logits or a statistic of {is_broken.sum()} calibration rows are not finite "
+                f"({shortened(indices[is_broken])}): find out what the classifier makes of these "
+                "rows, and leave them out if they are no clean ones."
+            )
+        is_unknown = np.isposinf(values).any(axis=(1, 2))
+        if is_unknown.all():
+            raise ValueError(
+                "All calibration rows are of classes that no training row was of; fit on rows of "
+                "the classes that are to come."
+            )
+        if is_unknown.mean() > self.security_parameter:
+            warnings.warn(
+                f"{is_unknown.mean():.1%} of the calibration rows are of classes that no training "
+                "row was of. Such rows are always flagged, more of them than security_parameter="
+                f"{self.security_parameter:g} promises: fit on rows of these classes too.",
+                stacklevel=4,
+            )
 
     def _complete(self, survival: nn.Module, fusion: Fusion) -> None:
         """Put what is calibrated behind the evidence."""
@@ -416,14 +449,6 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         rows = self._read_rows(X, reset=False)
         return rows, None if labels is None else check_labels(labels, len(rows), "labels")
 
-    def _decisions(self, classifier, rows: Rows, labels, indices: np.ndarray) -> np.ndarray | None:
-        """Classifier's decisions for the rows at `indices`: those given, or asked for, or None."""
-        if labels is not None:
-            return check_labels(labels, len(rows), "labels")[indices]
-        if classifier is None:
-            return None
-        return predict_labels(classifier, rows, self.batch_size, indices)
-
     def _class_labels(self, y, rows: Rows, classifier) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""
         if y is None:
@@ -436,7 +461,11 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
 
     def _refuse_unused(self, *names: str, because: str) -> None:
         """Raise a ValueError if a parameter that has no effect was set all the same."""
-        changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
+        changed = [
+            name
+            for name in names
+            if not np.array_equal(getattr(self, name), getattr(type(self), name))
+        ]
         if changed:
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
             raise ValueError(f"{given} has no effect: {because}.")

@@ -67,9 +67,9 @@ class ConformalSurvival(nn.Module):
         Parameters
         ----------
         statistics : ndarray of shape (n_rows, n_members) or (n_rows, n_versions, n_members)
-            High = odd. Of rows in several versions the oddest counts, so that the promise holds
-            for each of them; all classes then share one calibration, as a row's versions may be
-            taken for several.
+            High = odd, infinite where nothing is known of a row's class. Of rows in several
+            versions the oddest counts, so that the promise holds for each of them; all classes
+            then share one calibration, as a row's versions may be taken for several.
         columns : ndarray of shape (n_rows,) or (n_rows, n_versions)
             Index of each row's predicted class.
         n_classes : int
@@ -127,18 +127,24 @@ def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Knots and the log p-value at each.
 
     A knot carries the p-value that holds just above the knot before it, the largest within the
-    interval: the line between two knots then lies nowhere below the rank p-value.
+    interval: the line between two knots then lies nowhere below the rank p-value. What is
+    infinitely odd counts among the rows, but is no knot.
     """
-    n = len(ascending)
+    n = int(np.isfinite(ascending).sum())
+    if n == 0:
+        return np.zeros(1), np.zeros(1)
     exact = np.arange(max(0, n - EXACT_RANKS), n)
     coarse = n - np.geomspace(max(1, min(EXACT_RANKS, n)), n, COARSE_KNOTS).round().astype(int)
     knots = np.unique(ascending[np.concatenate([coarse, exact])])
-    above = n - np.searchsorted(ascending, knots[:-1], side="right")
-    return knots, np.concatenate([[0.0], np.log((1 + above) / (n + 1))])
+    above = len(ascending) - np.searchsorted(ascending, knots[:-1], side="right")
+    return knots, np.concatenate([[0.0], np.log((1 + above) / (len(ascending) + 1))])
 
 
 def _tail_rate(ascending: np.ndarray) -> float:
     """Rate of an exponential tail, by the mean excess of the oddest rows."""
+    ascending = ascending[np.isfinite(ascending)]
+    if len(ascending) == 0:
+        return 1.0
     n = len(ascending)
     k = min(n - 1, max(10, int(np.sqrt(n))))
     excess = float(np.mean(ascending[n - k :] - ascending[n - k - 1])) if k > 0 else 0.0

@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, check_random_state
-from torch.utils.data import Dataset, Subset
+from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from skmrr._sklearn import BaseComposition, Interval, StrOptions, check_pandas_support
@@ -21,7 +21,7 @@ from skmrr.defenders.defaults import default_defenders
 from skmrr.defenders.latent import LatentDefender
 from skmrr.defenders.margin import MarginDetector
 from skmrr.defenders.realigned import HALF, TWENTIETH, measure_tolerance
-from skmrr.joining import as_statistic, check_fitted, detector_of, is_frozen, unfrozen
+from skmrr.joining import as_statistic, detector_of, is_frozen, unfrozen
 from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
 from skmrr.nn.fusion import Alone, CalibratedFusion, FusionRule
@@ -232,14 +232,19 @@ class MRREnsemble(BaseComposition, BaseDetector):
             )
         return self.defenders
 
+    def _check_shape(self, shape):
+        for _, member, _ in self._members() if self.defenders is not None else ():
+            if not isinstance(member, Pipeline) and not is_frozen(member):
+                member._check_shape(tuple(member.input_shape or shape))
+
     def _fit_members(self, rows, columns, train, random_state):
         members = self._members()
         self.member_names_ = [name for name, *_ in members]
         self.weights_ = np.array([float(weight) for *_, weight in members])
         prepared = self._prepared([member for _, member, _ in members], rows, train, random_state)
-        for name, member in zip(self.member_names_, prepared, strict=True):
+        for member in prepared:
             if is_frozen(member):
-                check_fitted(name, detector_of(member), self.classes_)
+                check_is_fitted(detector_of(member), "evidence_")
         y = np.full(len(rows), ADVERSARIAL)
         y[train] = self.classes_[columns[train]]
         fit = self._fit_apart if self.chain is None else self._fit_chain
@@ -249,7 +254,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
             **dict(zip(self.member_names_, map(unfrozen, fitted), strict=True))
         )
         statistics = [
-            as_statistic(member, self.classifier, rows.shape)
+            as_statistic(member, self.classifier, rows.shape, self.classes_)
             for member in self.named_defenders_.values()
         ]
         return Members(statistics, rows.shape)
@@ -284,29 +289,34 @@ class MRREnsemble(BaseComposition, BaseDetector):
     def _fit_apart(self, members, rows, y, train) -> list:
         """Fit the members independently of each other."""
         new = [member for member in members if not is_frozen(member)]
-        jobs = (delayed(_fit_member)(member, self.classifier, rows, y, train) for member in new)
+        jobs = (
+            delayed(_fit_member)(member, self.classifier, rows, y, train, self.classes_)
+            for member in new
+        )
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
-        fitted = iter(tqdm(fitted, "defenders", len(new), disable=not self.verbose))
+        bar = tqdm(fitted, "members fitted", len(new), disable=not self.verbose)
+        fitted = iter(list(bar))
         return [member if is_frozen(member) else next(fitted) for member in members]
 
     def _fit_chain(self, members, rows, y, train) -> list:
         """Fit one after the other, each latent defender on rows that those before it have moved."""
         moved = rows.take(train)
-        columns = torch.as_tensor(np.searchsorted(self.classes_, y[train]))
-        for member in tqdm(members, desc="defenders", disable=not self.verbose):
+        numbers = torch.as_tensor(np.unique(y[train], return_inverse=True)[1])
+        for member in tqdm(members, desc="members fitted", disable=not self.verbose):
             if isinstance(member, LatentDefender):
                 here = Rows(moved.numpy(), trusted=True)
-                _fit_member(member, self.classifier, here, y[train], np.arange(len(moved)))
+                every = np.arange(len(moved))
+                _fit_member(member, self.classifier, here, y[train], every, self.classes_)
                 moved = move_apart(
                     moved,
-                    columns,
-                    member.statistic_.latent_map,
+                    numbers,
+                    member.latent_map_,
                     step=None if self.chain == "gradient" else self.chain,
                     clip_values=self.clip_values,
                     batch_size=self.batch_size,
                 )
             elif not is_frozen(member):
-                _fit_member(member, self.classifier, rows, y, train)
+                _fit_member(member, self.classifier, rows, y, train, self.classes_)
         return members
 
     def _fit_calibration(self, values, columns):
@@ -315,12 +325,16 @@ class MRREnsemble(BaseComposition, BaseDetector):
         members_half, fusion_half = np.split(order, [len(values) // 2])
         survival = self._fit_survival(values[members_half], columns[members_half])
         rule = FusionRule(self.fusion, torch.as_tensor(self.weights_))
+        of_fusion = torch.as_tensor(values[fusion_half]).flatten(0, 1)
+        is_judged = of_fusion.isfinite()
         with torch.no_grad():
             log_survivals = survival(
-                torch.as_tensor(values[fusion_half]).flatten(0, 1),
+                torch.where(is_judged, of_fusion, 0.0),
                 torch.as_tensor(columns[fusion_half]).flatten(),
             )
-        fused = rule(log_survivals).view(*columns[fusion_half].shape, 1).numpy()
+        is_whole = (is_judged | (rule.weights == 0)).all(1)
+        fused = torch.where(is_whole, rule(log_survivals), torch.inf)
+        fused = fused.view(*columns[fusion_half].shape, 1).numpy()
         whole = ConformalSurvival.fit(fused, columns[fusion_half], len(self.classes_))
         self._calibrate_alone(values[members_half], columns[members_half])
         return survival, CalibratedFusion(rule, whole)
@@ -357,7 +371,7 @@ def _are_members(defenders) -> bool:
     )
 
 
-def _fit_member(member, classifier, rows: Rows, y: np.ndarray, train: np.ndarray):
+def _fit_member(member, classifier, rows: Rows, y, train: np.ndarray, classes: np.ndarray):
     """Fit a member on rows that the ensemble has read and checked."""
     if isinstance(member, StatisticDetector):
         if isinstance(member, MarginDetector):
@@ -365,8 +379,6 @@ def _fit_member(member, classifier, rows: Rows, y: np.ndarray, train: np.ndarray
         shaped = rows.shaped(member.input_shape or rows.input_shape)
         random_state = check_random_state(member.random_state)
         with seeded(draw_seed(check_random_state(member.random_state))):  # as in `fit`
-            member._fit_evidence(shaped, y, train, random_state)
+            member._fit_evidence(shaped, y, train, random_state, classes)
         return member
-    if isinstance(rows.source, Dataset):
-        return member.fit(Subset(rows.source, train.tolist()), y[train])
-    return member.fit(rows.source[train], y[train])
+    return member.fit(rows.part(train), y[train])

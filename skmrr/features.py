@@ -138,14 +138,15 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         Returns
         -------
         features : ndarray of shape (n_samples, n_features)
-            In the floating dtype of the network.
+            In the floating dtype of the network; float32 where that is bfloat16.
         """
         check_is_fitted(self, "reader_")
         rows = self._read_rows(X, reset=False)
         features: np.ndarray | None = None
         with tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress:
             for positions, batch in rows.batches(self.batch_size):
-                part = self.reader_(batch).cpu().numpy()
+                part = self.reader_(batch).cpu()
+                part = (part.float() if part.dtype == torch.bfloat16 else part).numpy()
                 if features is None:
                     features = np.empty((len(rows), self.n_features_out_), dtype=part.dtype)
                 features[positions] = part

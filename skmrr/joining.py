@@ -1,14 +1,15 @@
 """Members of an ensemble: from fitted estimators to statistics of one pass."""
 
 import numpy as np
+import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skmrr.base import BaseDetector
 from skmrr.features import FeatureExtractor
 from skmrr.nn.fingerprint import fingerprint
+from skmrr.nn.learnt_classes import OfLearntClasses
 from skmrr.nn.members import ArrayStep, Piped, WithOwnClassifier
 from skmrr.nn.statistic import Statistic
 
@@ -41,22 +42,24 @@ def detector_of(estimator) -> BaseDetector:
     return last
 
 
-def check_fitted(name: str, detector: BaseDetector, classes: np.ndarray) -> None:
-    """Raise an error unless a frozen member was fitted, on the classes of the ensemble."""
-    check_is_fitted(detector, "evidence_")
-    if not np.array_equal(detector.classes_, classes):
-        raise ValueError(
-            f"Member {name!r} was fitted on classes {detector.classes_.tolist()}, the ensemble "
-            f"on {classes.tolist()}; fit both on the same ones."
-        )
-
-
-def as_statistic(member, classifier: nn.Module | None, row_shape: tuple[int, ...]) -> Statistic:
+def as_statistic(
+    member, classifier: nn.Module | None, row_shape: tuple[int, ...], classes: np.ndarray
+) -> Statistic:
     """Turn a fitted member into a statistic of the ensemble's rows and its classifier's pass.
 
     A `FeatureExtractor` of the classifier becomes a tap: the features are taken from the pass that
-    asks for the decisions.
+    asks for the decisions. Of an ensemble's class that the member has not it knows nothing.
     """
+    statistic = _of_rows(member, classifier, row_shape)
+    own = detector_of(member).classes_
+    if np.array_equal(own, classes):
+        return statistic
+    positions = np.searchsorted(own, classes).clip(max=len(own) - 1)
+    positions[own[positions] != classes] = -1
+    return OfLearntClasses(statistic, torch.as_tensor(positions))
+
+
+def _of_rows(member, classifier: nn.Module | None, row_shape: tuple[int, ...]) -> Statistic:
     detector = detector_of(member)
     statistics = list(detector.evidence_.members)
     if len(statistics) != 1:

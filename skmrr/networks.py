@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import cloudpickle
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -17,6 +18,8 @@ class NetworkEstimator(BaseEstimator):
     Networks given as parameters are shared by ``clone``: they are read only, and a copy per
     cross-validation split would cost memory for nothing. They pickle as plain arrays, so that
     ``joblib.hash`` of the estimator depends on their values alone and ``Pipeline(memory=…)`` hits.
+    Classes and functions of a notebook or script pickle with them, so that other processes know
+    them; such hashes hold within one process alone.
     """
 
     def __sklearn_clone__(self):
@@ -24,6 +27,13 @@ class NetworkEstimator(BaseEstimator):
         networks = {k: v for k, v in self.get_params(deep=False).items() if _is_network(v)}
         bare = copy.copy(self).set_params(**dict.fromkeys(networks))
         return BaseEstimator.__sklearn_clone__(bare).set_params(**networks)
+
+    def __deepcopy__(self, memo):
+        """Copy the networks as they copy themselves, which need not pickle."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def __getstate__(self):
         """Pack the networks, all of them together: what they share stays shared."""
@@ -62,7 +72,7 @@ def _unpack(packed: bytes) -> _Packed:
     return _Packed(pickle.loads(packed))
 
 
-class _ArrayPickler(pickle.Pickler):
+class _ArrayPickler(cloudpickle.Pickler):
     """Pickles tensors as arrays: torch's own format holds memory addresses."""
 
     def reducer_override(self, obj):
@@ -70,7 +80,7 @@ class _ArrayPickler(pickle.Pickler):
             flat = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             layout = (obj.dtype, obj.shape, obj.stride(), str(obj.device))
             return _tensor, (flat, *layout, isinstance(obj, nn.Parameter), obj.requires_grad)
-        return NotImplemented
+        return super().reducer_override(obj)
 
 
 def _tensor(flat, dtype, shape, stride, device, is_parameter, requires_grad) -> torch.Tensor:

@@ -21,9 +21,11 @@ class RowReader(BaseEstimator):
         """
         clip_values = self.clip_values
         if clip_values is not None and not (
-            len(clip_values) == 2 and clip_values[0] < clip_values[1]
+            np.shape(clip_values) == (2,) and clip_values[0] < clip_values[1]
         ):
-            raise ValueError(f"clip_values={clip_values} must be (lowest, highest).")
+            raise ValueError(
+                f"clip_values={clip_values} must be (lowest, highest), one range for all values."
+            )
         if isinstance(X, DataLoader | Dataset):
             rows = Rows(X, input_shape=self.input_shape, clip_values=clip_values)
         else:
@@ -45,7 +47,8 @@ class RowReader(BaseEstimator):
 
     def _check_array(self, X, *, reset: bool) -> np.ndarray:
         if isinstance(X, torch.Tensor):
-            X = X.detach().cpu().numpy()
+            X = X.detach().cpu()
+            X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
         elif isinstance(X, list | tuple):
             X = np.asarray(X)
         if getattr(X, "ndim", 2) > 2:

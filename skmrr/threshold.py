@@ -31,6 +31,14 @@ class RiskMixin(OutlierMixin):
         """Verdict of each row, shape (n_samples,): +1 legitimate, −1 adversarial."""
         return np.where(self.decision_function(X, labels=labels) >= 0, 1, ADVERSARIAL)
 
+    def fit_predict(self, X, y=None, *, labels=None):
+        """Fit on the clean rows of X, and return the verdict of every row.
+
+        Parameters are those of `fit`.
+        """
+        of_rows = {} if labels is None else {"labels": labels}
+        return self.fit(X, y, **of_rows).predict(X, labels=labels)
+
     def risk(self, X, *, labels=None):
         """Risk of each row, shape (n_samples,), float64 in [0, 1]: 0 is safe.
 
@@ -102,10 +110,19 @@ class FixedThresholdDetector(RiskMixin, BaseEstimator):
         return self
 
     def score_samples(self, X, *, labels=None):
-        """Log-survival by the detector, ndarray of shape (n_samples,)."""
+        """Log-survival by the detector, ndarray of shape (n_samples,).
+
+        A Pipeline hands `labels` on where metadata routing is enabled, and its detector asks for
+        them by ``set_decision_function_request(labels=True)``.
+        """
         check_is_fitted(self, "estimator_")
-        # A Pipeline takes no labels unless metadata routing is on.
-        return self.estimator_.score_samples(X, **({} if labels is None else {"labels": labels}))
+        if labels is None:
+            return self.estimator_.score_samples(X)
+        if not hasattr(self.estimator_, "steps"):
+            return self.estimator_.score_samples(X, labels=labels)
+        # of a Pipeline's methods this one hands on what it is given
+        threshold = self.estimator_.steps[-1][1].offset_
+        return self.estimator_.decision_function(X, labels=labels) + threshold
 
     @property
     def n_features_in_(self) -> int:

@@ -35,14 +35,14 @@ def check_labels(labels, n_rows: int, name: str) -> np.ndarray:
     return whole
 
 
-def check_known(labels: np.ndarray, classes: np.ndarray) -> None:
-    """Raise a ValueError if a label is of no class that the detector is fitted on."""
-    unknown = np.setdiff1d(labels, classes)
-    if len(unknown):
+def check_numbered(labels: np.ndarray, n_logits: int | None, name: str) -> np.ndarray:
+    """`labels`, unless a ValueError is due as one of them is the number of no logit."""
+    if n_logits is not None and labels.max() >= n_logits:
         raise ValueError(
-            f"The classifier's labels hold {unknown.tolist()}, but y, as fitted, has classes "
-            f"{classes.tolist()}; number y as the classifier does, and fit on every class."
+            f"{name} holds class {labels.max()}, but there are {n_logits} logits, of classes 0 to "
+            f"{n_logits - 1}; number {name} as the classifier does."
         )
+    return labels
 
 
 def check_enough(n_rows: int, security_parameter: float, n_samples: int) -> None:

@@ -132,7 +132,7 @@ class TestAll:
 
     def test_classes_beyond_the_logits_are_refused(self, detector, digits):
         X, y = digits
-        with pytest.raises(ValueError, match="number y as the network does"):
+        with pytest.raises(ValueError, match="y holds class 14, but there are 10 logits"):
             clone(detector).set_params(calibration_fraction=0).fit(X[:200], y[:200] + 5)
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -366,19 +366,6 @@ class TestEfficientDefenses:
             EfficientDefensesDetector(module=linear, **HARDENED).fit(X, y)
         silent = EfficientDefensesDetector(module=linear, bound=None, **HARDENED).fit(X, y)
         assert silent.bounds_ == {}
-
-    def test_the_last_class_may_be_among_held_out_rows_alone(self, digits):
-        X, y = digits
-        few = np.r_[np.flatnonzero(y < 9)[:60], np.flatnonzero(y == 9)[:1]]
-        untrained = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
-        nn.init.zeros_(untrained[3].weight)  # never decides for a nine
-        nn.init.constant_(untrained[3].bias[9], -1)
-        params = {"calibration_fraction": 0.5, "security_parameter": 0.1, "max_epochs": 1}
-        kinds = set()
-        for seed in range(6):
-            detector = EfficientDefensesDetector(untrained, random_state=seed, **params)
-            kinds.add(len(detector.fit(X[few], y[few]).classes_))
-        assert kinds == {9, 10}  # without and with the only nine
 
     def test_a_single_class_is_told_from_none(self, digits, rng):
         X = digits[0].reshape(-1, 64)

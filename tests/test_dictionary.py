@@ -117,7 +117,7 @@ class TestInputDictionaryDefender:
         labels = net(x).argmax(1)
         with torch.no_grad():
             every = defender.statistic_(x, defender.evidence_.ask(x))
-            one, columns, _ = defender.evidence_(x, labels)
+            one, columns = defender.evidence_(x, labels)
         assert every.shape == (20, 10)
         torch.testing.assert_close(every.gather(1, columns[:, None]), one)
 

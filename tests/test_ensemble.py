@@ -475,22 +475,26 @@ def test_bad_parameters_name_the_cure(params, error, message, net, digits):
         ensemble.fit(X[:600], y[:600])
 
 
-def test_members_must_know_the_same_classes(net, digits):
+def test_a_member_that_knows_fewer_classes_says_so(net, digits):
     X, y = digits
     member = LatentDefender(max_epochs=1, security_parameter=0.2).fit(
         X[:300][y[:300] < 5].reshape(-1, 64), y[:300][y[:300] < 5]
     )
-    with pytest.raises(ValueError, match="fitted on classes"):
-        MRREnsemble(net, defenders=[("five", FrozenEstimator(member), 1)], **coarse).fit(
-            X[:600], y[:600]
-        )
+    members = [("five", FrozenEstimator(member), 1), ("margin", MarginDetector(), 1)]
+    ensemble = MRREnsemble(net, defenders=members, **coarse)
+    with pytest.warns(UserWarning, match="of classes that no training row was of"):
+        ensemble.fit(X[:600], y[:600])
+    risk = ensemble.member_risks(X[600:700], labels=y[600:700])
+    assert (risk["five"][y[600:700] >= 5] == 1).all()
+    assert (risk["five"][y[600:700] < 5] < 1).all()
+    assert (risk["margin"] < 1).all()
 
 
-def test_calibration_on_unknown_classes_is_refused(fitted, digits):
+def test_calibration_on_numbers_of_no_logit_is_refused(fitted, digits):
     ensemble = copy.copy(fitted)
     labels = digits[1][1000:1400].copy()
     labels[7] = 12
-    with pytest.raises(ValueError, match="the first is row 7"):
+    with pytest.raises(ValueError, match="labels holds class 12"):
         ensemble.calibrate(digits[0][1000:1400], labels=labels)
 
 

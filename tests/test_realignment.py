@@ -19,7 +19,9 @@ def batch():
 
 def test_paper_loss_term_by_term(batch):
     features, logits, classes, centres = batch
-    loss = RealignmentLoss(centres, gamma=0.01, clustering="paper")(features, logits, classes)
+    loss = RealignmentLoss(centres, torch.arange(len(centres)), 0.01, "paper")(
+        features, logits, classes
+    )
     expected = nn.functional.cross_entropy(logits, classes)
     spread = sum((centre.norm() - 1) ** 2 for centre in centres)
     for phi, y in zip(features, classes, strict=True):
@@ -31,7 +33,9 @@ def test_paper_loss_term_by_term(batch):
 
 def test_program_loss_term_by_term(batch):
     features, logits, classes, centres = batch
-    loss = RealignmentLoss(centres, gamma=0.5, clustering="program")(features, logits, classes)
+    loss = RealignmentLoss(centres, torch.arange(len(centres)), 0.5, "program")(
+        features, logits, classes
+    )
     expected = nn.functional.cross_entropy(logits, classes)
     expected = expected + 0.5 * sum((1 - c @ c).abs() for c in centres)
     for phi, y in zip(features, classes, strict=True):
@@ -59,7 +63,11 @@ def test_realignment_lowers_its_clustering_loss(net, digits, clustering):
         with torch.no_grad():
             features = defender.statistic_.latent_map(X)
             means = nn.functional.normalize(class_means(features, y, 10))
-            return float(RealignmentLoss(means, 1.0, clustering)(features, no_logits, y))
+            return float(
+                RealignmentLoss(means, torch.arange(len(means)), 1.0, clustering)(
+                    features, no_logits, y
+                )
+            )
 
     assert clustering_loss(gamma=1.0) < clustering_loss(gamma=0.0)
 

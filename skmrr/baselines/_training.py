@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
 from skmrr.nn.placement import as_input
 from skmrr.nn.rows import Rows
+from skmrr.nn.samples import Samples
 from skmrr.nn.tapped import shared_copy
 
 
@@ -161,4 +161,4 @@ def map_rows(detector: BaseDetector, rebuild: nn.Module, X) -> np.ndarray:
     rows = detector._read_rows(X, reset=False)
     batches = rows.batches(detector.batch_size)
     rebuilt = torch.cat([rebuild(as_input(batch, rebuild)).cpu() for _, batch in batches]).numpy()
-    return rebuilt if isinstance(rows.source, Dataset) else rebuilt.reshape(rows.source.shape)
+    return rebuilt if isinstance(rows.source, Samples) else rebuilt.reshape(rows.source.shape)

@@ -14,7 +14,6 @@ from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
-    check_answers,
     check_rebuilds,
     descend,
     map_rows,
@@ -23,7 +22,7 @@ from skmrr.baselines._training import (
 )
 from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.statistic import ClassFreeStatistic, Statistic, against_best_other
-from skmrr.nn.tapped import Pass, Tapped, own_copy
+from skmrr.nn.tapped import Pass, Tapped, trainable_copy
 
 EPS_SHARE = 0.3  # of the range of X; the paper's attack on MNIST
 BETAS = (0.5, 0.999)  # of Adam, as in the paper
@@ -171,8 +170,6 @@ class APEGANDetector(StatisticDetector):
         device, classifier = self._device(), self._tapped()
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.eps_ = EPS_SHARE * (high - low) if self.eps == "auto" else self.eps
-        if classifier is not None:
-            check_answers(classifier.network, rows.take(train[:1]), self.classes_, "classifier")
         with seeded(draw_seed(random_state), device):
             network = self._train(classifier, rows, columns, train, (low, high))
         purifier = _default_networks.InRange(network, low, high)
@@ -186,7 +183,7 @@ class APEGANDetector(StatisticDetector):
         if self.generator is None:
             generator = _default_networks.generator(rows.shape, low, high, self.width)
         else:
-            generator = own_copy(self.generator)
+            generator = trainable_copy(self.generator)
         generator.to(device).requires_grad_(True)
         first = as_input(rows.take(train[:1]), generator)
         check_rebuilds(generator, first, "generator")

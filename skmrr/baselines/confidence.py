@@ -82,6 +82,10 @@ class EnergyStatistic(_LogitStatistic):
         return -self.temperature * (logits / self.temperature).logsumexp(1)
 
 
+SOME = 50  # rows whose logits are looked at
+NORMALISED = 1e-2  # largest log Σ exp z of log-probabilities, in half precision
+
+
 @dataclass(eq=False, repr=False)
 class MaxSoftmaxDetector(StatisticDetector):
     """Detector by the maximum softmax probability: what the classifier is unsure of is odd.
@@ -181,5 +185,14 @@ class EnergyDetector(StatisticDetector):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         classes = torch.as_tensor(self.classes_)
-        has_classifier = self.classifier is not None
+        classifier = self._tapped()
+        has_classifier = classifier is not None
+        if classifier is not None:
+            with torch.no_grad():
+                logits = classifier(rows.take(train[:SOME])).logits.double()
+            if logits.logsumexp(1).abs().max() < NORMALISED:
+                raise ValueError(
+                    "The classifier returns log-probabilities, whose energy is 0 for every row; "
+                    "give it without its log-softmax."
+                )
         return EnergyStatistic(classes, self.temperature, has_classifier=has_classifier)

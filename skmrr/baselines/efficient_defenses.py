@@ -21,9 +21,10 @@ from skmrr.baselines._training import (
     value_range,
 )
 from skmrr.nn.layers import replace_layer
+from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.statistic import Statistic, against_best_other
-from skmrr.nn.tapped import Pass, Tapped, own_copy
+from skmrr.nn.tapped import Pass, Tapped, trainable_copy
 
 NOISE_SHARE = 0.3  # of the range of X
 BOUND = 1.0  # of a ReLU trained from scratch
@@ -149,18 +150,22 @@ class EfficientDefensesDetector(StatisticDetector):
     def _fit_statistic(self, rows, columns, train, random_state):
         template = self.classifier if self.module is None else self.module
         device = self._device()
+        learnt = LearntClasses(columns, train, len(self.classes_))
         low, high = value_range(rows, train, self.clip_values, self.batch_size)
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
         with seeded(draw_seed(random_state), device):
             network = self._initial_network(template, rows, train, low, high, device)
-            if template is not None:  # rows held out, which it does not see, may have other classes
-                columns = self.classes_[columns.clip(max=len(self.classes_) - 1)]
+            if template is not None:
+                columns = self.classes_[columns]
             background = (low, high) if template is None and len(self.classes_) == 1 else None
             self._train(network, rows, torch.as_tensor(columns), train, background)
         classes = np.arange(len(self.classes_)) if template is None else self.classes_
-        return HardenedStatistic(network, torch.as_tensor(classes, device=device))
+        statistic = HardenedStatistic(network, torch.as_tensor(classes, device=device))
+        # A copy of the classifier starts with all that it knows.
+        is_taught = template is not None and not self.from_scratch
+        return statistic if is_taught else learnt.confine(statistic).to(device)
 
     def _initial_network(self, template, rows, train, low, high, device) -> nn.Module:
         """Copy to be trained, on `device`, with its ReLUs bounded."""
@@ -169,7 +174,7 @@ class EfficientDefensesDetector(StatisticDetector):
         if template is None:
             network = _default_networks.softmax_network(rows.shape, low, high, n_classes)
         else:
-            network = own_copy(template)
+            network = trainable_copy(template)
         network.to(device).requires_grad_(True)
         x = as_input(rows.take(train[:MAX_BOUND_ROWS]), network)
         if template is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.baselines._feature_detector import FeatureDetector, Features
 from skmrr.baselines._neighbours import Bank
+from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass
 
@@ -164,10 +165,12 @@ class KernelDensityDetector(FeatureDetector):
     def _fit_statistic(self, rows, columns, train, random_state):
         features = self._features(rows)
         shuffled = random_state.permutation(train)
-        kept = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
+        learnt = LearntClasses(columns, train, len(self.classes_))
+        kept = [shuffled[columns[shuffled] == c] for c in learnt.learnt]
         banks = [self._read_features(features, rows, k[: self.max_rows])[0] for k in kept]
         bandwidth = self.bandwidth
         if bandwidth == "auto":
             bandwidth = choose_bandwidth([bank[:MAX_BANDWIDTH_ROWS] for bank in banks])
         self.bandwidth_ = bandwidth
-        return KernelDensityStatistic(features, banks, self.bandwidth_).to(self._device())
+        statistic = KernelDensityStatistic(features, banks, self.bandwidth_)
+        return learnt.widen(statistic).to(self._device())

@@ -19,7 +19,6 @@ from skmrr._sklearn import Interval, Options, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
-    check_answers,
     check_rebuilds,
     map_rows,
     train_network,
@@ -30,7 +29,7 @@ from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import ClassFreeStatistic
-from skmrr.nn.tapped import NOTHING, Pass, Tapped, own_copy
+from skmrr.nn.tapped import NOTHING, Pass, Tapped, trainable_copy
 
 TEMPERATURES = (10.0, 40.0)  # of the paper
 NOISE_SHARE = 0.1  # of the range of X; the paper's noise on MNIST
@@ -216,8 +215,6 @@ class MagNetDetector(StatisticDetector):
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
         classifier = None if self.statistic == "reconstruction" else self._tapped()
-        if classifier is not None:
-            check_answers(classifier.network, rows.take(train[:1]), self.classes_, "classifier")
         n_statistics = (self.statistic != "divergence") + 2 * (classifier is not None)
         held_out = train
         if n_statistics > 1 and len(train) > 1:
@@ -240,7 +237,7 @@ class MagNetDetector(StatisticDetector):
         if self.autoencoder is None:
             network = _default_networks.autoencoder(rows.shape, low, high)
         else:
-            network = own_copy(self.autoencoder)
+            network = trainable_copy(self.autoencoder)
         network.to(device).requires_grad_(True)
         first = as_input(rows.take(train[:1]), network)
         check_rebuilds(network, first, "autoencoder")

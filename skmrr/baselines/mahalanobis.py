@@ -15,6 +15,7 @@ from skmrr.baselines._feature_detector import (
     favouring,
     sample_rows,
 )
+from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass
 
@@ -200,10 +201,11 @@ class MahalanobisDetector(FeatureDetector):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         features = self._features(rows)
-        classes = torch.as_tensor(columns)
+        learnt = LearntClasses(columns, train, len(self.classes_))
+        classes = torch.as_tensor(learnt.renumber(columns))
         moments: list[TiedMoments] = []
         for positions, layers in self._feature_batches(features, rows, train):
-            moments = moments or [TiedMoments(len(self.classes_), f.mean(0)) for f in layers]
+            moments = moments or [TiedMoments(len(learnt), f.mean(0)) for f in layers]
             for moment, part in zip(moments, layers, strict=True):
                 moment.update(part, classes[train[positions]])
         gaussians = [TiedGaussian(moment.means, moment.covariance) for moment in moments]
@@ -212,4 +214,4 @@ class MahalanobisDetector(FeatureDetector):
             sample = sample_rows(train, MAX_STANDARDISED_ROWS, random_state)
             clean = self._read_features(features, rows, sample)
             statistic.standardise(clean, classes[sample])
-        return statistic.to(self._device())
+        return learnt.widen(statistic).to(self._device())

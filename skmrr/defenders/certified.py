@@ -10,9 +10,11 @@ from skmrr._sklearn import Interval, StrOptions
 from skmrr.defenders.realigned import TRAINING, RealignedDefender
 from skmrr.nn.exploration import IntervalExplorer
 from skmrr.nn.intervals import CertifiedStatistic, IntervalMap
-from skmrr.nn.placement import draw_seed
+from skmrr.nn.learnt_classes import LearntClasses
+from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.replica import LatentMap
-from skmrr.nn.tapped import own_copy
+from skmrr.nn.tapped import own_copy, shared_copy
+from skmrr.nn.trials import explaining
 
 
 @dataclass(eq=False, repr=False)
@@ -84,7 +86,8 @@ class CertifiedDefender(RealignedDefender):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         self._check_radii()
-        if len(self.classes_) == 1:
+        learnt = LearntClasses(columns, train, len(self.classes_))
+        if len(learnt) == 1:
             raise ValueError(
                 "A margin compares classes, but the training rows are all of one class; give y "
                 "with two classes at least."
@@ -106,7 +109,19 @@ class CertifiedDefender(RealignedDefender):
             )
         radius = self.certified_radius
         radius = self.exploration_radius_ / 2 if radius == "auto" else radius
-        return CertifiedStatistic(latent_map.requires_grad_(False), radius, self.clip_values)
+        latent_map.requires_grad_(False)
+        statistic = CertifiedStatistic(latent_map, radius, self.clip_values)
+        return learnt.confine(statistic) if self._realigns else statistic
+
+    def _count_logits(self, classifier, rows):
+        if classifier is not None or self.module is None:
+            return super()._count_logits(classifier, rows)
+        network = shared_copy(self.module)
+        with explaining("module", rows.shape), torch.no_grad():
+            x = as_input(rows.take([0, 0]), network)
+            if isinstance(network, IntervalMap):
+                return network.features_and_logits(x)[1].shape[1]
+            return network(x).shape[1]
 
     def _check_radii(self) -> None:
         if not self._realigns:
@@ -130,7 +145,6 @@ class CertifiedDefender(RealignedDefender):
             )
 
     def _new_map(self, x, random_state) -> LatentMap:
-        self._check_numbering(len(self.classes_))
         if isinstance(self.module, IntervalMap):
             latent_map = own_copy(self.module)
             assert isinstance(latent_map, LatentMap)

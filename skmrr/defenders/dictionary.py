@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.nn.dictionary_learning import learn_dictionary
+from skmrr.nn.learnt_classes import LearntClasses, OfLearntClasses
 from skmrr.nn.patches import Patches
 from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.reconstruction import ClassReconstruction, RelabelStatistic, ResidualStatistic
@@ -67,8 +68,9 @@ class InputDictionaryDefender(StatisticDetector):
 
     Attributes
     ----------
-    dictionaries_ : ndarray of shape (n_classes, n_atoms, patch_dim), float32
-        Unit atoms of each class; zeros where there were fewer patches than atoms.
+    dictionaries_ : ndarray of shape (n_learnt, n_atoms, patch_dim), float32
+        Unit atoms of each class that has training rows; zeros where there were fewer patches than
+        atoms.
     history_ : list of list of float
         Relative residual of the patches in each pass, for each class.
     n_iter_ : int
@@ -142,16 +144,26 @@ class InputDictionaryDefender(StatisticDetector):
         Returns
         -------
         reconstruction : ndarray of shape (n_samples, …)
-            Not clipped to `clip_values`.
+            Not clipped to `clip_values`; NaN for a row of a class without a dictionary.
         """
         check_is_fitted(self, "evidence_")
-        reconstruction = self.statistic_.reconstruction
+        statistic = self.statistic_
+        positions = None
+        if isinstance(statistic, OfLearntClasses):
+            positions, statistic = statistic.positions, statistic.statistic
 
         def rebuild(x, decided):
             columns = self.evidence_(x, decided).columns
-            return (reconstruction(as_input(x, self.evidence_), columns),)
+            if positions is not None:
+                columns = positions[columns]
+            rebuilt = statistic.reconstruction(as_input(x, self.evidence_), columns.clamp_min(0))
+            is_known = (columns >= 0).view(-1, *[1] * (rebuilt.ndim - 1))
+            return (torch.where(is_known, rebuilt, torch.nan),)
 
         return self._stream(rebuild, *self._read_for_scoring(X, labels))[0]
+
+    def _check_shape(self, shape):
+        Patches(shape, self.patch_size, self.stride)
 
     def _fit_statistic(self, rows, columns, train, random_state):
         if self.statistic == "relabel" and self.classifier is None:
@@ -162,7 +174,8 @@ class InputDictionaryDefender(StatisticDetector):
                 "remove_mean=True leaves nothing of patches of 1 feature(s); set it to False."
             )
         shuffled = random_state.permutation(train)
-        of_class = [shuffled[columns[shuffled] == c] for c in range(len(self.classes_))]
+        learnt = LearntClasses(columns, train, len(self.classes_))
+        of_class = [shuffled[columns[shuffled] == c] for c in learnt.learnt]
         dictionaries, self.history_ = [], []
         for indices in tqdm(of_class, desc="classes", disable=not self.verbose, leave=False):
             if self.statistic == "residual":
@@ -195,12 +208,13 @@ class InputDictionaryDefender(StatisticDetector):
         if self.statistic == "relabel":
             classifier = self._tapped()
             assert classifier is not None
-            return RelabelStatistic(reconstruction, classifier, torch.as_tensor(self.classes_))
+            classes = torch.as_tensor(self.classes_[learnt.learnt])
+            return learnt.widen(RelabelStatistic(reconstruction, classifier, classes))
         statistic = ResidualStatistic(reconstruction, self._floor(rows, train)).to(device)
         for c, indices in enumerate(of_class):
             typical = indices[: max(1, _n_typical(indices))]
             self._fit_typical(statistic, rows, typical, c, device)
-        return statistic
+        return learnt.widen(statistic).to(device)
 
     def _sample_patches(self, rows, indices, patches, random_state) -> torch.Tensor:
         """Random patches of the rows at `indices`, about as many of each row."""

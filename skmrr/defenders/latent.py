@@ -14,6 +14,7 @@ from skmrr.nn import densities
 from skmrr.nn.densities import ClassMoments, QuadraticDensity
 from skmrr.nn.exploration import BallExplorer, Explorer, RowsAlone
 from skmrr.nn.latent_statistics import LatentContrast, LatentLikelihood, LatentMargin
+from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.placement import as_input, draw_seed, module_device, seeded
 from skmrr.nn.replica import CosineMap, LatentMap, Replica
 from skmrr.nn.tapped import own_copy, shared_copy
@@ -123,7 +124,8 @@ class LatentDefender(RealignedDefender):
         return self.realign
 
     def _fit_statistic(self, rows, columns, train, random_state):
-        statistic = self._resolve_statistic()
+        learnt = LearntClasses(columns, train, len(self.classes_))
+        statistic = self._resolve_statistic(len(learnt))
         self._check_unused(statistic)
         if self.transfer_radius != 0 and isinstance(self.module, Replica) and self.module.width < 1:
             raise ValueError(
@@ -136,7 +138,7 @@ class LatentDefender(RealignedDefender):
         self.exploration_radius_, self.transfer_radius_ = radius, reach
         latent_map, centres = self._initial_map(rows, columns, train, random_state)
         self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
-        if self.realign and len(self.classes_) > 1:
+        if self.realign and len(learnt) > 1:
             explorer: Explorer = RowsAlone()
             if radius > 0 or reach > 0:
                 explorer = BallExplorer(
@@ -159,12 +161,24 @@ class LatentDefender(RealignedDefender):
             )
         latent_map.requires_grad_(False)
         if statistic == "margin":
-            return LatentMargin(latent_map)
+            margin = LatentMargin(latent_map)
+            # A replica as wide as the classifier starts with all that it knows.
+            is_taught = isinstance(latent_map, Replica) and latent_map.width == 1
+            return margin if is_taught else learnt.confine(margin)
         kind = {"contrast": LatentContrast, "likelihood": LatentLikelihood}[statistic]
-        return kind(latent_map, self._fit_density(latent_map, rows, columns, train))
+        density = self._fit_density(latent_map, rows, learnt, columns, train)
+        return learnt.widen(kind(latent_map, density))
 
-    def _resolve_statistic(self) -> str:
-        if len(self.classes_) > 1:
+    def _count_logits(self, classifier, rows):
+        if classifier is None and isinstance(self.module, LatentMap):
+            latent_map = own_copy(self.module).eval()
+            with explaining("module", rows.shape), torch.no_grad():
+                x = as_input(rows.take([0, 0]), latent_map)
+                return latent_map.features_and_logits(x)[1].shape[1]
+        return super()._count_logits(classifier, rows)
+
+    def _resolve_statistic(self, n_learnt: int) -> str:
+        if n_learnt > 1:
             return "margin" if self.statistic == "auto" else self.statistic
         if self.statistic in ("margin", "contrast"):
             raise ValueError(
@@ -187,9 +201,7 @@ class LatentDefender(RealignedDefender):
             )
 
     def _new_map(self, x, random_state) -> LatentMap:
-        n_classes = len(self.classes_)
         if isinstance(self.module, LatentMap):
-            self._check_numbering(n_classes)
             latent_map = own_copy(self.module)
             assert isinstance(latent_map, LatentMap)
             if isinstance(latent_map, Replica) and latent_map.width < 1:
@@ -199,15 +211,17 @@ class LatentDefender(RealignedDefender):
         encoder = _identity(x[0].numel()) if self.module is None else shared_copy(self.module)
         with explaining("module", tuple(x.shape[1:])), torch.no_grad():
             dim = encoder(as_input(x[:2], encoder)).flatten(1).shape[1]
-        return CosineMap(encoder if self.module is None else self.module, dim, n_classes)
+        return CosineMap(encoder if self.module is None else self.module, dim, len(self.classes_))
 
-    def _fit_density(self, latent_map, rows, columns, train) -> QuadraticDensity:
+    def _fit_density(self, latent_map, rows, learnt, columns, train) -> QuadraticDensity:
+        """Density of each class that there are training rows of."""
         with torch.no_grad():
             dim = latent_map(as_input(rows.take(train[:1]), latent_map)).shape[1]
-            moments = ClassMoments(len(self.classes_), dim)
+            moments = ClassMoments(len(learnt), dim)
             for positions, batch in rows.batches(self.batch_size, train):
                 features = latent_map(as_input(batch, latent_map))
-                moments.update(features, torch.as_tensor(columns[train[positions]]))
+                numbers = learnt.renumber(columns[train[positions]])
+                moments.update(features, torch.as_tensor(numbers))
         if self.density == "gaussian":
             density = densities.gaussian(moments)
         else:

@@ -91,8 +91,15 @@ class NoiseDefender(StatisticDetector):
         "n_components": [Interval(Integral, 1, None, closed="left")],
     }
 
+    def _check_shape(self, shape):
+        if len(shape) > 3:
+            raise ValueError(
+                f"A NoiseDefender looks at images (channels, height, width) or flat rows, not at "
+                f"rows of shape {shape}; leave it out."
+            )
+
     def _fit_statistic(self, rows, columns, train, random_state):
-        shape = rows.shape if len(rows.shape) == 3 else (1, 1, *rows.shape)
+        shape = (1,) * (3 - len(rows.shape)) + rows.shape
         images = rows.take(random_state.permutation(train)[: 2 * MAX_ROWS])
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         images = images.reshape(len(images), *shape)
@@ -121,7 +128,8 @@ class NoiseDefender(StatisticDetector):
 
     def _disturb(self, x: torch.Tensor, spread: float, random_state) -> torch.Tensor:
         """Rows with the noise to choose by."""
-        low, high = self.clip_values or (float(x.min()), float(x.max()))
+        low, high = (x.min(), x.max()) if self.clip_values is None else self.clip_values
+        low, high = float(low), float(high)
         if self.noise == "dense":
             signs = torch.as_tensor(random_state.choice([-1, 1], size=x.shape))
             return (x + FAINT * spread * signs).to(x.dtype).clamp(low, high)

@@ -21,6 +21,7 @@ from skmrr.nn.replica import LatentMap, class_means
 from skmrr.nn.rows import Rows
 from skmrr.nn.tolerance import noise_tolerance
 from skmrr.nn.trials import explaining
+from skmrr.nn.wording import shortened
 
 TWENTIETH, HALF = 0.05, 0.5  # shares of the decisions that noise of a radius "auto" changes
 MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is measured on
@@ -115,40 +116,40 @@ class RealignedDefender(StatisticDetector):
         )
 
     def _initial_map(self, rows, columns, train, random_state) -> tuple[LatentMap, torch.Tensor]:
-        """Map to be trained, or the last one (`warm_start`), and its class means."""
+        """Map to be trained, or the last one (`warm_start`), and its means of learnt classes."""
         device = self._device()
         sample = _balanced_sample(train, columns, random_state)
         x, classes = rows.take(sample), torch.as_tensor(columns[sample], device=device)
-        n_classes = len(self.classes_)
         if self.warm_start and hasattr(self, "evidence_"):
             latent_map = self._last_map()
         else:
             latent_map = self._new_map(x, random_state)
-            # Convolutions train about 1.5 times as fast in this layout; the values are the same.
-            latent_map.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            latent_map.to(device)
+            if not any(part.ndim == 5 for part in latent_map.parameters()):  # none of volumes
+                # Convolutions train about 1.5 times as fast in this layout, to the same values.
+                latent_map.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         latent_map.requires_grad_(True).eval()
         x = as_input(x, latent_map)
         with explaining("module", tuple(x.shape[1:])):
-            latent_map.initialise(x, classes, n_classes)
+            latent_map.initialise(x, classes, len(self.classes_))
             with torch.no_grad():
-                return latent_map, class_means(latent_map(x), classes, n_classes)
+                learnt, numbers = classes.unique(return_inverse=True)
+                return latent_map, class_means(latent_map(x), numbers, len(learnt))
 
     def _last_map(self) -> LatentMap:
         evidence = self.evidence_
         if not np.array_equal(evidence.classes.cpu(), self.classes_):
             raise ValueError(
-                f"warm_start goes on from classes {evidence.classes.tolist()}, but the rows are of "
-                f"classes {self.classes_.tolist()}; set warm_start=False."
+                f"warm_start goes on from classes {shortened(evidence.classes.tolist())}, but the "
+                f"rows are of classes {shortened(self.classes_)}; set warm_start=False."
             )
-        return copy.deepcopy(self.statistic_.latent_map)
+        return copy.deepcopy(self.latent_map_)
 
-    def _check_numbering(self, n_classes: int) -> None:
-        """Raise a ValueError where the columns of the rows' classes are not a network's logits."""
-        if self.classes_[-1] != n_classes - 1:
-            raise ValueError(
-                f"The rows are of classes {self.classes_.tolist()}, but the replica numbers "
-                f"its classes from 0 without a gap; give clean rows of every class."
-            )
+    @property
+    def latent_map_(self) -> LatentMap:
+        """The fitted latent map, rows → unit features and logits."""
+        statistic = self.statistic_
+        return getattr(statistic, "statistic", statistic).latent_map
 
     def _realign(
         self,
@@ -163,6 +164,7 @@ class RealignedDefender(StatisticDetector):
     ) -> dict[str, list[float]]:
         """Train the map on `data`: rows, class columns, positions of the training rows."""
         rows, columns, train = data
+        learnt = torch.as_tensor(np.unique(columns[train]))
         held_out = train[:0]
         if self.early_stopping:
             train, held_out = train_test_split(
@@ -175,6 +177,7 @@ class RealignedDefender(StatisticDetector):
         realigner = Realigner(
             latent_map,
             centres,
+            learnt=learnt,
             gamma=gamma,
             clustering=clustering,
             explorer=explorer,

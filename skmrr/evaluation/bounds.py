@@ -12,6 +12,7 @@ from skmrr.base import BaseDetector
 from skmrr.evaluation.attacked_rows import asked
 from skmrr.nn.detector_module import DetectorModule
 from skmrr.nn.intervals import CertifiedStatistic
+from skmrr.nn.learnt_classes import OfLearntClasses
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +109,9 @@ def within_reach(
 ) -> Tensor:
     """As `classes_within_reach`, of the module of a fitted detector."""
     statistic, *others = module.evidence.members
+    is_learnt: Tensor | None = None
+    if isinstance(statistic, OfLearntClasses):
+        is_learnt, statistic = statistic.positions >= 0, statistic.statistic
     if others or not isinstance(statistic, CertifiedStatistic):
         raise TypeError(
             "Only a CertifiedDefender has such a bound; attack other detectors by "
@@ -123,4 +127,6 @@ def within_reach(
     everywhere = [(least[:, c, None], c.expand(len(least))) for c in columns]
     scores = [module.fusion(module.survival(values, c), c) for values, c in everywhere]
     best = torch.stack(scores, dim=1).scatter(1, own[:, None], -torch.inf)
+    if is_learnt is not None:
+        best = torch.where(is_learnt, best, -torch.inf)
     return best >= math.log(security_parameter)

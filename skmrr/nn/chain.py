@@ -28,7 +28,7 @@ def move_apart(
     x : Tensor of shape (n, …)
         Rows; they stay as they are.
     classes : Tensor of shape (n,)
-        Column of each row's class.
+        Number of each row's class, without a gap.
     latent_map : LatentMap
         Rows → unit features φ(x), in evaluation mode.
     step : float or None

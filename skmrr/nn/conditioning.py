@@ -39,10 +39,11 @@ class LocalScale(nn.Module):
         Parameters
         ----------
         values : ndarray of shape (n_rows, n_members)
-            What is to be standardised.
+            What is to be standardised; what is not finite counts for nothing.
         given : int
             The member that the others may depend on.
         """
+        values = values[np.isfinite(values[:, given])]
         known = values[:, given]
         order = np.argsort(known, kind="stable")
         n = len(known)
@@ -52,12 +53,16 @@ class LocalScale(nn.Module):
         mean = np.zeros((len(knots), values.shape[1]))
         deviation = np.ones_like(mean)
         for k, value in enumerate(values.T):
-            if k != given and depends(value, known):
-                windows = [value[order][max(0, c - half) : c + half + 1] for c in centres[first]]
-                mean[:, k] = [window.mean() for window in windows]
-                deviation[:, k] = [window.std() for window in windows]
-        # What is constant somewhere has no scale there; a small one of its own will do.
-        deviation = np.maximum(deviation, 1e-3 * values.std(0))
+            is_finite = np.isfinite(value)
+            if k == given or not depends(value[is_finite], known[is_finite]):
+                continue
+            windows = [value[order][max(0, c - half) : c + half + 1] for c in centres[first]]
+            windows = [window[np.isfinite(window)] for window in windows]
+            windows = [window if len(window) else value[is_finite] for window in windows]
+            mean[:, k] = [window.mean() for window in windows]
+            # What is constant somewhere has no scale there; a small one of its own will do.
+            least = 1e-3 * value[is_finite].std()
+            deviation[:, k] = [max(window.std(), least) for window in windows]
         deviation[deviation == 0] = 1.0
         deviation[:, given] = 1.0
         return cls(given, *(torch.as_tensor(part) for part in (knots, mean, deviation)))

@@ -19,11 +19,10 @@ class Examined(NamedTuple):
     """What the members find in a batch of rows, before calibration."""
 
     values: Float[Tensor, "batch members"]
-    """Statistic of each member under the row's class, high = odd."""
+    """Statistic of each member under the row's class, high = odd: infinite where that class is
+    unknown or the member has learnt nothing of it, NaN where the logits are not finite."""
     columns: Int[Tensor, " batch"]
     """Position of the row's class among the detector's."""
-    is_known: Tensor
-    """Whether the detector knows the class, bool of shape (batch,)."""
 
 
 class Judged(NamedTuple):
@@ -81,16 +80,17 @@ class Evidence(nn.Module):
             passed = self.ask(x) if labels is None or self.members.reads_pass else NOTHING
         if labels is None and passed.logits is not None:
             labels = passed.logits.argmax(1)
-        columns, is_known = (None, None) if labels is None else self._columns_of(labels)
+        if labels is None:
+            return Examined(*self.members(x, None, passed))
+        columns = torch.searchsorted(self.classes, labels.to(self.classes.dtype))
+        columns = columns.clamp_max(self.classes.shape[0] - 1)
         values, columns = self.members(x, columns, passed)
-        if is_known is None:
-            is_known = torch.ones_like(columns, dtype=torch.bool)
-        return Examined(values, columns, is_known)
-
-    def _columns_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Position of each label among the classes, and whether it is one of them."""
-        matches = labels[:, None] == self.classes  # batch classes
-        return matches.to(torch.int8).argmax(1), matches.any(1)
+        is_known = self.classes[columns] == labels
+        values = torch.where(is_known[:, None], values, torch.inf)
+        if passed.logits is not None:
+            is_whole = passed.logits.isfinite().all(1)
+            values = torch.where(is_whole[:, None], values, torch.nan)
+        return Examined(values, columns)
 
 
 class DetectorModule(nn.Module):
@@ -133,7 +133,8 @@ class DetectorModule(nn.Module):
         """Return the log-survival of each row under its label, ≤ 0, high = normal.
 
         Without `labels` the classifier decides, and without a classifier the nearest class counts.
-        A row of a class that the detector was not fitted on has the lowest finite score.
+        A row that nothing can be said of has the lowest finite score: one of a class that a member
+        has learnt nothing of, or whose logits are not finite.
         """
         return self.judge(x, labels).score
 
@@ -144,13 +145,14 @@ class DetectorModule(nn.Module):
 
         Parameters are those of `Evidence`.
         """
-        values, columns, is_known = self.evidence(x, labels, passed)
-        log_survivals = self.survival(values, columns)
+        values, columns = self.evidence(x, labels, passed)
+        is_judged = values.isfinite()
+        log_survivals = self.survival(torch.where(is_judged, values, 0.0), columns)
         score = self.fusion(log_survivals, columns)
-        # of a class that nothing was learnt of
-        lowest = torch.full_like(score, torch.finfo(score.dtype).min)
+        lowest = torch.finfo(score.dtype).min
+        is_whole = (is_judged | ~self.fusion.heeded).all(1)
         return Judged(
-            torch.where(is_known, score, lowest),
+            torch.where(is_whole, score, lowest),
             columns,
-            torch.where(is_known[:, None], log_survivals, lowest[:, None]),
+            torch.where(is_judged, log_survivals, lowest),
         )

@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
 class Fusion(nn.Module, ABC):
     """Members' calibrated log-survivals → one calibrated log-survival."""
+
+    heeded: Bool[Tensor, " members"]
+    """Members that have a say: without one of them a row cannot be judged."""
 
     @abstractmethod
     def forward(
@@ -18,6 +22,10 @@ class Fusion(nn.Module, ABC):
 
 class Alone(Fusion):
     """A single member speaks for itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("heeded", torch.ones(1, dtype=torch.bool))
 
     def forward(self, log_survivals, columns):
         """Return the member's own log-survival."""
@@ -39,6 +47,7 @@ class CalibratedFusion(Fusion):
         super().__init__()
         self.rule = rule
         self.survival = survival
+        self.register_buffer("heeded", rule.weights > 0)
 
     def forward(self, log_survivals, columns):
         """Return the calibrated log-survival of the fused oddness."""

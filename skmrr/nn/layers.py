@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from skmrr.nn.wording import shortened
+
+MAX_NAMES = 50  # of layers, in an error
+
 # Steps of a pass that move, scale or compare logits without mixing features into new ones.
 PASSED_THROUGH = (
     *("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Permute", "T"),
-    *("Slice", "Select", "Index", "Clone", "Alias", "ToCopy"),
+    *("Slice", "Select", "Index", "Clone", "Alias", "ToCopy", "Cat", "Stack"),
     *("Mul", "Div", "Add", "Sub", "Neg", "Softmax", "LogSoftmax"),
+    *("Log", "Logit", "Clamp", "ClampMin", "Sigmoid", "MaskedFill"),
 )
 
 
@@ -21,7 +26,7 @@ def find_layer(model: nn.Module, layer: str) -> nn.Module:
     """
     layers = dict(model.named_modules(remove_duplicate=False))
     if layer not in layers or layer == "":
-        names = ", ".join(name for name in layers if name)
+        names = shortened([name for name in layers if name], MAX_NAMES)
         raise ValueError(f"layer={layer!r} is not in the model; its layers are: {names}")
     return layers[layer]
 
@@ -35,7 +40,11 @@ def replace_layer(model: nn.Module, layer: str, new: nn.Module) -> None:
 def check_has_linear(model: nn.Module) -> None:
     """Raise a ValueError unless some layer of a model is linear, as its head has to be."""
     if not any(isinstance(part, nn.Linear) for part in model.modules()):
-        raise ValueError("The model has no linear layer; name the checkpoint with layer='…'.")
+        raise ValueError(
+            "The model has no linear layer; name the checkpoint with layer='…'. (A scripted, "
+            "traced, exported or quantised network hides its layers: give the one that it was made "
+            "from.)"
+        )
 
 
 def find_head(model: nn.Module, x: Tensor) -> str:
@@ -76,7 +85,7 @@ def find_head(model: nn.Module, x: Tensor) -> str:
         is_passed = step.name().removesuffix("0").removesuffix("Backward") in PASSED_THROUGH
         step = before[0] if is_passed and len(before) == 1 else None
     if step is None:
-        names = ", ".join(name for name, part in model.named_modules() if name)
+        names = shortened([name for name, _ in model.named_modules() if name], MAX_NAMES)
         raise ValueError(
             "The logits are not the output of one linear layer; name the checkpoint with layer=…, "
             f"the output of a layer ('name') or its input ('name:input'). The layers are: {names}"

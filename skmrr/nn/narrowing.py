@@ -1,11 +1,25 @@
 """Smaller networks of the same architecture."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from skmrr.nn.layers import replace_layer
-from skmrr.nn.placement import as_input
-from skmrr.nn.tapped import INPUT, head_input, own_copy, shared_copy
+from skmrr.nn.placement import as_input, module_device
+from skmrr.nn.tapped import INPUT, head_input, shared_copy, trainable_copy
+
+# Layers by what learns its number of inputs from what it is given first
+CONVOLUTIONS: dict[type, Callable[..., nn.Module]] = {
+    nn.Conv1d: nn.LazyConv1d,
+    nn.Conv2d: nn.LazyConv2d,
+    nn.Conv3d: nn.LazyConv3d,
+}
+NORMALISATIONS: dict[type, Callable[..., nn.Module]] = {
+    nn.BatchNorm1d: nn.LazyBatchNorm1d,
+    nn.BatchNorm2d: nn.LazyBatchNorm2d,
+    nn.BatchNorm3d: nn.LazyBatchNorm3d,
+}
 
 
 def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
@@ -31,17 +45,23 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
     ValueError
         If the network does not run with fewer channels.
     """
-    narrowed = own_copy(network)
+    narrowed = trainable_copy(network)
     head = head_input(network, x).removesuffix(INPUT)
     for name, part in list(narrowed.named_modules()):
         thin = _thin(part, 1.0 if name == head else width)
         if thin is not None and name:
             replace_layer(narrowed, name, thin)
-    x = as_input(x[:2], network)
-    narrowed.to(x).eval()
+        elif any(weight.numel() > 1 for weight in part.parameters(recurse=False)):
+            raise ValueError(
+                f"width={width} narrows convolutions, linear layers and batch normalisation, but "
+                f"{name or 'the network'}, a {type(part).__name__}, has weights too; set width=1, "
+                "or give defenders=[…] with modules of your own."
+            )
+    whole = shared_copy(network)
+    narrowed.to(module_device(network)).eval()
     try:
         with torch.no_grad():
-            if narrowed(x).shape != shared_copy(network)(x).shape:
+            if narrowed(as_input(x[:2], narrowed)).shape != whole(as_input(x[:2], whole)).shape:
                 raise ValueError("its logits lose their shape")
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -53,21 +73,20 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
 
 def _thin(part: nn.Module, width: float) -> nn.Module | None:
     """Layer with fewer outputs that learns its number of inputs from what it is given first."""
-    if isinstance(part, nn.Conv2d):
+    if type(part) in CONVOLUTIONS:
         out = max(1, round(width * part.out_channels))
         depthwise = part.groups > 1 and part.groups == part.in_channels
         window = (part.kernel_size, part.stride, part.padding, part.dilation)
-        return nn.LazyConv2d(
+        return CONVOLUTIONS[type(part)](
             out,
-            *window,  # type: ignore[arg-type]  # wants pairs, which these are
+            *window,
             groups=out if depthwise else part.groups,
             bias=part.bias is not None,
             padding_mode=part.padding_mode,
         )
     if isinstance(part, nn.Linear):
         return nn.LazyLinear(max(1, round(width * part.out_features)), part.bias is not None)
-    if isinstance(part, nn.BatchNorm2d):
-        return nn.LazyBatchNorm2d(part.eps, part.momentum, part.affine, part.track_running_stats)
-    if isinstance(part, nn.BatchNorm1d):
-        return nn.LazyBatchNorm1d(part.eps, part.momentum, part.affine, part.track_running_stats)
+    if type(part) in NORMALISATIONS:
+        lazy = NORMALISATIONS[type(part)]
+        return lazy(part.eps, part.momentum, part.affine, part.track_running_stats)
     return None

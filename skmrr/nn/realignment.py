@@ -25,17 +25,22 @@ class RealignmentLoss(nn.Module):
 
     Parameters
     ----------
-    centres : Tensor of shape (classes, dim)
-        Initial class centres C^i, the class means.
+    centres : Tensor of shape (learnt, dim)
+        Initial class centres C^i, the means of the classes that there are rows of.
+    learnt : Tensor of shape (learnt,)
+        Columns of these classes, ascending.
     gamma : float
         Weight γ of the clustering loss.
     clustering : {"paper", "program"}
         The loss of the text, or that of the authors' released program.
     """
 
-    def __init__(self, centres: Tensor, gamma: float, clustering: str):
+    learnt: Tensor
+
+    def __init__(self, centres: Tensor, learnt: Tensor, gamma: float, clustering: str):
         super().__init__()
         self.centres = nn.Parameter(centres.clone())
+        self.register_buffer("learnt", learnt)
         self.gamma = gamma
         self.cluster = {"paper": self._paper, "program": self._program}[clustering]
 
@@ -48,7 +53,8 @@ class RealignmentLoss(nn.Module):
         """Return the mean loss of a batch."""
         loss = functional.cross_entropy(logits, classes)
         if self.gamma:
-            loss = loss + self.gamma * self.cluster(features, classes)
+            own = torch.searchsorted(self.learnt, classes)
+            loss = loss + self.gamma * self.cluster(features, own)
         return loss
 
     def _paper(self, features, classes):
@@ -75,8 +81,9 @@ class Realigner:
     def __init__(
         self,
         latent_map: LatentMap,
-        centres: Float[Tensor, "classes dim"],
+        centres: Float[Tensor, "learnt dim"],
         *,
+        learnt: Int[Tensor, " learnt"],
         gamma: float,
         clustering: str,
         explorer: Explorer,
@@ -86,7 +93,7 @@ class Realigner:
         verbose: bool,
     ):
         self.latent_map = latent_map
-        self.clustering_loss = RealignmentLoss(centres, gamma, clustering)
+        self.clustering_loss = RealignmentLoss(centres, learnt, gamma, clustering)
         self.clustering_loss.to(module_device(latent_map))
         self.explorer = explorer
         self.max_epochs = max_epochs
@@ -134,6 +141,11 @@ class Realigner:
             for _ in range(self.max_epochs):
                 batches = self._read(rows, classes, shuffle.permutation(train))
                 history["loss"].append(_mean(self._step, batches))
+                if not np.isfinite(history["loss"][-1]):
+                    raise FloatingPointError(
+                        f"The training loss is {history['loss'][-1]} after {len(history['loss'])} "
+                        "epochs: lower learning_rate, or look for rows of X far beyond the others."
+                    )
                 # While what is explored grows, the clean loss rises for that reason.
                 if len(held_out) == 0 or self._progress < self.explorer.ramp:
                     continue
@@ -175,7 +187,10 @@ class Realigner:
         return self.clustering_loss(*self.latent_map.features_and_logits(x), classes)
 
     def _read(self, rows, classes, indices) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for positions, batch in rows.batches(self.batch_size, indices):
+        batch_size = self.batch_size
+        while len(indices) % batch_size == 1 < len(indices):
+            batch_size += 1  # a single row has no variance to normalise by
+        for positions, batch in rows.batches(batch_size, indices):
             picked = torch.as_tensor(indices[positions])
             x = as_input(batch, self.latent_map)
             yield x, classes[picked].to(x.device), picked

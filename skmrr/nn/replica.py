@@ -20,8 +20,8 @@ from skmrr.nn.tapped import (
     LayerChange,
     head_input,
     keep,
-    own_copy,
     run,
+    trainable_copy,
     unwrapped_name,
 )
 
@@ -87,15 +87,15 @@ class Replica(LatentMap):
         super().__init__()
         if not 0 < width <= 1:
             raise ValueError(f"width={width} must be above 0 and at most 1, the classifier's own.")
-        self.network = own_copy(network)
+        self.network = trainable_copy(network)
         if layer is None:
             check_has_linear(self.network)
         else:
-            layer = unwrapped_name(layer)
+            layer = unwrapped_name(layer, network)
             find_layer(self.network, layer.removesuffix(INPUT))
         self.layer = layer
         self.width = width
-        self.checkpoint = Checkpoint(module_dtype(network, torch.float32))
+        self.checkpoint = Checkpoint(module_dtype(self.network, torch.float32))
         self.is_prepared = False
         if layer is not None and width == 1:
             self._attach(layer)
@@ -143,6 +143,8 @@ class Replica(LatentMap):
     def _run(self, x: Tensor) -> tuple[Tensor, dict]:
         self.prepare(x)
         logits, seen = run(self.network, x)
+        if isinstance(logits, tuple | list):
+            logits = logits[0]  # beside which auxiliary heads answer, in training mode
         if FEATURES not in seen:
             raise ValueError(
                 f"layer={self.layer!r} takes no part in the network's forward pass; name a layer "
@@ -164,8 +166,8 @@ def check_logits(n_logits: int, n_classes: int) -> None:
     """Raise a ValueError unless a network has a logit for each class, and none beside."""
     if n_logits != n_classes:
         raise ValueError(
-            f"y holds {n_classes} classes but the network has {n_logits} logits; give y in the "
-            "classifier's own class indices, every class present."
+            f"There are {n_classes} classes but the network has {n_logits} logits; give a network "
+            "with a logit for each class of the classifier."
         )
 
 
@@ -184,14 +186,16 @@ class CosineMap(LatentMap):
 
     def __init__(self, encoder: nn.Module, dim: int, n_classes: int):
         super().__init__()
-        self.encoder = own_copy(encoder)
-        self.head = nn.Linear(dim, n_classes, dtype=module_dtype(encoder, torch.float32))
+        self.encoder = trainable_copy(encoder)
+        self.head = nn.Linear(dim, n_classes, dtype=module_dtype(self.encoder, torch.float32))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def features_and_logits(self, x):
         """Encode, normalise, classify."""
-        features = functional.normalize(run(self.encoder, x)[0].flatten(1))
+        encoded = run(self.encoder, x)[0]
+        encoded = encoded[0] if isinstance(encoded, tuple | list) else encoded
+        features = functional.normalize(encoded.flatten(1))
         return features, self.head(COSINE_SCALE * features)
 
     def initialise(self, x, classes, n_classes):

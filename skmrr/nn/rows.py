@@ -1,12 +1,17 @@
 """Rows of an array, tensor or dataset, read batch by batch."""
 
+import copy
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset
+
+from skmrr.nn.samples import Samples
 
 NOT_FINITE = "Input X contains NaN or infinity; drop or repair those rows."
 SMALL_PART = 0.02  # less of the declared range is another scale: 0 to 1, say, of 0 to 255
@@ -18,8 +23,8 @@ class Rows:
     Parameters
     ----------
     source : ndarray, numpy.memmap, Dataset or DataLoader
-        The rows along the first axis. A dataset yields ``x`` or ``(x, label)``. Of a loader its
-        dataset is read, in the dataset's order, so that scores line up with its rows.
+        The rows along the first axis. A dataset yields ``x`` or ``(x, label)``; what a loader is
+        good for, `Samples` says.
     input_shape : tuple of int, optional
         Shape that each flat row is given before a network sees it.
     clip_values : tuple of float, optional
@@ -36,50 +41,82 @@ class Rows:
     """
 
     def __init__(self, source, *, input_shape=None, clip_values=None, trusted=False):
-        if isinstance(source, DataLoader):
-            source = source.dataset
-        if isinstance(source, IterableDataset) or not hasattr(source, "__len__"):
-            raise TypeError(
-                f"{type(source).__name__} cannot be indexed; give an array, a tensor, or a "
-                "map-style torch Dataset."
-            )
-        if len(source) == 0:
+        is_dataset = isinstance(source, Dataset | DataLoader)
+        self.source = Samples(source) if is_dataset else source
+        if len(self.source) == 0:
             raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
-        self.source = source
         self.input_shape = tuple(input_shape) if input_shape is not None else None
         self.clip_values = clip_values
         self.trusted = trusted
+        self._labels: np.ndarray | None = None  # as the check has found them
 
     def __len__(self) -> int:
         return len(self.source)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row as a network sees it."""
         return tuple(self.take([0]).shape[1:])
 
     def shaped(self, input_shape) -> "Rows":
         """Return the same rows, seen in another shape."""
-        return Rows(
-            self.source,
-            input_shape=input_shape,
-            clip_values=self.clip_values,
-            trusted=self.trusted,
-        )
+        other = copy.copy(self)
+        vars(other).pop("shape", None)
+        other.input_shape = tuple(input_shape) if input_shape is not None else None
+        return other
+
+    def part(self, indices: np.ndarray):
+        """Rows at `indices` alone, as a user would give them."""
+        source = self.source
+        return source.part(indices) if isinstance(source, Samples) else source[indices]
 
     def take(self, indices) -> Tensor:
         """Rows at `indices` as one tensor, shape (len(indices), …), in the source's dtype."""
-        if isinstance(self.source, Dataset):
-            batch = self._collate(indices)[0]
-            if not isinstance(batch, Tensor):
-                raise TypeError(
-                    f"The dataset yields a {type(batch).__name__}; make it yield a tensor, or "
-                    "(tensor, label)."
-                )
+        if isinstance(self.source, Samples):
+            return self._prepared(self.source[indices][0])
+        picked = self.source[indices]
+        # torch warns of memory that it could not write to, such as that of a memmap.
+        return self._prepared(torch.as_tensor(np.require(picked, requirements=["C", "W"])))
+
+    def batches(self, batch_size: int, indices=None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (positions, batch) over all rows, or over the rows at `indices`, in order."""
+        for positions, batch, _ in self._labelled(batch_size, indices):
+            yield positions, batch
+
+    def check(self, batch_size: int) -> None:
+        """Read every row once, so that a bad value is found before any work is lost."""
+        if not self.trusted:
+            self._labels = self._read_labels(batch_size)
+            self.trusted = True
+
+    def labels(self, batch_size: int) -> np.ndarray | None:
+        """Class labels of a dataset that yields (x, label), else None."""
+        if self._labels is None and isinstance(self.source, Samples) and not self.trusted:
+            self.check(batch_size)
+        return self._labels
+
+    def _read_labels(self, batch_size: int) -> np.ndarray | None:
+        """Read every row; return the labels, or None where some have none."""
+        parts = [labels for *_, labels in self._labelled(batch_size)]
+        if any(part is None or any(label is None for label in part) for part in parts):
+            return None
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def _labelled(self, batch_size: int, indices=None) -> Iterator[tuple[slice, Tensor, Any]]:
+        n = len(self) if indices is None else len(indices)
+        slices = [slice(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        if isinstance(self.source, Samples):
+            of_all = np.arange(n) if indices is None else np.asarray(indices)
+            batches = self.source.stream([of_all[positions] for positions in slices])
+            for positions, (batch, labels) in zip(slices, batches, strict=True):
+                yield positions, self._prepared(batch), labels
         else:
-            picked = self.source[indices]
-            # torch warns of memory that it could not write to, such as that of a memmap.
-            batch = torch.as_tensor(np.require(picked, requirements=["C", "W"]))
+            for positions in slices:
+                picked = positions if indices is None else indices[positions]
+                yield positions, self.take(picked), None
+
+    def _prepared(self, batch: Tensor) -> Tensor:
+        """Batch with its values checked, in the shape that a network sees."""
         if not self.trusted:
             check_values(batch, self.clip_values)
         if self.input_shape is not None and tuple(batch.shape[1:]) != self.input_shape:
@@ -90,34 +127,6 @@ class Rows:
                     f"Rows of X cannot be given input_shape={self.input_shape}: {error}"
                 ) from error
         return batch
-
-    def batches(self, batch_size: int, indices=None) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (positions, batch) over all rows, or over the rows at `indices`, in order."""
-        n = len(self) if indices is None else len(indices)
-        for start in range(0, n, batch_size):
-            positions = slice(start, min(start + batch_size, n))
-            yield positions, self.take(positions if indices is None else indices[positions])
-
-    def check(self, batch_size: int) -> None:
-        """Read every row once, so that a bad value is found before any work is lost."""
-        if not self.trusted:
-            for _ in self.batches(batch_size):
-                pass
-            self.trusted = True
-
-    def labels(self, batch_size: int) -> np.ndarray | None:
-        """Class labels of a dataset that yields (x, label), else None."""
-        if not isinstance(self.source, Dataset) or not isinstance(self.source[0], tuple | list):
-            return None
-        starts = range(0, len(self), batch_size)
-        parts = [self._collate(range(s, min(s + batch_size, len(self))))[1] for s in starts]
-        return torch.cat(parts).numpy()
-
-    def _collate(self, indices):
-        if isinstance(indices, slice):
-            indices = range(*indices.indices(len(self)))
-        items = [self.source[int(i)] for i in indices]
-        return default_collate([i if isinstance(i, tuple | list) else (i,) for i in items])
 
 
 def check_values(batch: Tensor, clip_values=None) -> None:

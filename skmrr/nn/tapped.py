@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from skmrr.nn.layers import find_head, find_layer
-from skmrr.nn.placement import as_input, module_device
+from skmrr.nn.placement import as_input, module_device, module_dtype
 
 INPUT = ":input"  # ends the name of a tap that wants what a layer is given
+
+HALVES = (torch.float16, torch.bfloat16)
 
 _running = threading.local()  # .seen: what the taps of this thread's pass have seen so far
 
@@ -34,13 +36,20 @@ class Pass(NamedTuple):
 NOTHING = Pass(None, {})
 
 
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Network behind the wrapper of ``torch.compile``, or the network itself."""
-    return getattr(network, "_orig_mod", network)
+    """Network behind the wrapper of ``torch.compile`` or of several devices, or itself."""
+    if isinstance(network, PARALLEL):
+        return unwrapped(network.module)
+    return unwrapped(network._orig_mod) if hasattr(network, "_orig_mod") else network
 
 
-def unwrapped_name(layer: str) -> str:
+def unwrapped_name(layer: str, network: nn.Module) -> str:
     """Name of a layer in the unwrapped network."""
+    if isinstance(getattr(network, "_orig_mod", network), PARALLEL):
+        layer = layer.removeprefix("_orig_mod.").removeprefix("module.")
     return layer.replace("_orig_mod.", "")
 
 
@@ -53,11 +62,33 @@ def shared_copy(network: nn.Module) -> nn.Module:
         If an attribute of the network cannot be copied.
     """
     network = unwrapped(network)
-    return _copied(network, {id(tensor): tensor for tensor in _tensors(network)}).eval()
+    return evaluating(_copied(network, {id(tensor): tensor for tensor in _tensors(network)}))
+
+
+def evaluating(network: nn.Module) -> nn.Module:
+    """Put a network in evaluation mode, but for one that ``torch.export`` has put in its own."""
+    try:
+        return network.eval()
+    except NotImplementedError:
+        return network
+
+
+def trainable_copy(network: nn.Module) -> nn.Module:
+    """Copy of a network with tensors of its own, in single precision at least.
+
+    In half precision the steps of a training round to nothing, or beyond all numbers.
+
+    Raises
+    ------
+    TypeError
+        If an attribute of the network cannot be copied.
+    """
+    network = own_copy(network)
+    return network.float() if module_dtype(network, torch.float32) in HALVES else network
 
 
 def own_copy(network: nn.Module) -> nn.Module:
-    """Copy of a network with tensors of its own, to be trained.
+    """Copy of a network with tensors of its own.
 
     Raises
     ------
@@ -193,10 +224,11 @@ class Tapped(nn.Module):
         device: torch.device | None = None,
     ):
         super().__init__()
+        given = network
         if device is not None and device != module_device(network):
             network = own_copy(network).to(device)
         self.network = shared_copy(network)
-        self.names = tuple(dict.fromkeys(map(unwrapped_name, names)))
+        self.names = tuple(dict.fromkeys(unwrapped_name(name, given) for name in names))
         for name in self.names:
             Tap(name).attach(self.network)
 

@@ -45,7 +45,7 @@ def noise_tolerance(
     float
         ε in the units of `x`, to within a thousandth of the range of values.
     """
-    low, high = clip_values or (float(x.min()), float(x.max()))
+    low, high = map(float, (x.min(), x.max()) if clip_values is None else clip_values)
     tapped = Tapped(classifier)
     x = as_input(x, tapped)
     signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
