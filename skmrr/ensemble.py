@@ -333,8 +333,8 @@ class MRREnsemble(BaseComposition, BaseDetector):
                 torch.as_tensor(columns[fusion_half]).flatten(),
             )
         is_whole = (is_judged | (rule.weights == 0)).all(1)
-        fused = torch.where(is_whole, rule(log_survivals), torch.inf)
-        fused = fused.view(*columns[fusion_half].shape, 1).numpy()
+        oddness = torch.where(is_whole, rule(log_survivals), torch.inf).numpy()
+        fused = oddness.reshape(*columns[fusion_half].shape, 1)
         whole = ConformalSurvival.fit(fused, columns[fusion_half], len(self.classes_))
         self._calibrate_alone(values[members_half], columns[members_half])
         return survival, CalibratedFusion(rule, whole)

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -171,7 +171,7 @@ class LatentDefender(RealignedDefender):
 
     def _count_logits(self, classifier, rows):
         if classifier is None and isinstance(self.module, LatentMap):
-            latent_map = own_copy(self.module).eval()
+            latent_map = cast(LatentMap, own_copy(self.module)).eval()
             with explaining("module", rows.shape), torch.no_grad():
                 x = as_input(rows.take([0, 0]), latent_map)
                 return latent_map.features_and_logits(x)[1].shape[1]

@@ -1,6 +1,7 @@
 """Smaller networks of the same architecture."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,14 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
     """
     narrowed = trainable_copy(network)
     head = head_input(network, x).removesuffix(INPUT)
+    replaced: list[str] = []
     for name, part in list(narrowed.named_modules()):
+        if any(name.startswith(f"{other}.") for other in replaced):
+            continue  # within a layer that is no longer there
         thin = _thin(part, 1.0 if name == head else width)
         if thin is not None and name:
             replace_layer(narrowed, name, thin)
+            replaced.append(name)
         elif any(weight.numel() > 1 for weight in part.parameters(recurse=False)):
             raise ValueError(
                 f"width={width} narrows convolutions, linear layers and batch normalisation, but "
@@ -71,13 +76,13 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
     return narrowed
 
 
-def _thin(part: nn.Module, width: float) -> nn.Module | None:
+def _thin(part: Any, width: float) -> nn.Module | None:
     """Layer with fewer outputs that learns its number of inputs from what it is given first."""
-    if type(part) in CONVOLUTIONS:
+    if lazy := _lazy(CONVOLUTIONS, part):
         out = max(1, round(width * part.out_channels))
         depthwise = part.groups > 1 and part.groups == part.in_channels
         window = (part.kernel_size, part.stride, part.padding, part.dilation)
-        return CONVOLUTIONS[type(part)](
+        return lazy(
             out,
             *window,
             groups=out if depthwise else part.groups,
@@ -86,7 +91,10 @@ def _thin(part: nn.Module, width: float) -> nn.Module | None:
         )
     if isinstance(part, nn.Linear):
         return nn.LazyLinear(max(1, round(width * part.out_features)), part.bias is not None)
-    if type(part) in NORMALISATIONS:
-        lazy = NORMALISATIONS[type(part)]
+    if lazy := _lazy(NORMALISATIONS, part):
         return lazy(part.eps, part.momentum, part.affine, part.track_running_stats)
     return None
+
+
+def _lazy(kinds: dict[type, Callable], part: nn.Module) -> Callable[..., nn.Module] | None:
+    return next((lazy for kind, lazy in kinds.items() if isinstance(part, kind)), None)

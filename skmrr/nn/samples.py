@@ -1,6 +1,6 @@
 """Samples of a dataset, read as its loader reads them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Samples(Dataset):
     """
 
     def __init__(self, source: Dataset | DataLoader):
-        self.collate = None
+        self.collate: Callable | None = None
         self.workers: dict[str, Any] = {"num_workers": 0}
         self.positions: np.ndarray | None = None
         self.dataset: Any = source

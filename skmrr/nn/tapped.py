@@ -43,7 +43,8 @@ def unwrapped(network: nn.Module) -> nn.Module:
     """Network behind the wrapper of ``torch.compile`` or of several devices, or itself."""
     if isinstance(network, PARALLEL):
         return unwrapped(network.module)
-    return unwrapped(network._orig_mod) if hasattr(network, "_orig_mod") else network
+    inner = getattr(network, "_orig_mod", None)
+    return network if inner is None else unwrapped(inner)
 
 
 def unwrapped_name(layer: str, network: nn.Module) -> str:
