@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from skmrr._sklearn import Interval, fit_context
+from skmrr._sklearn import Interval, StrOptions, fit_context
 from skmrr.calibration import ConformalSurvival
 from skmrr.harmless import bind
 from skmrr.networks import NetworkEstimator
@@ -25,6 +25,7 @@ from skmrr.nn.defended import DefendedClassifier
 from skmrr.nn.detector_module import DetectorModule, Evidence
 from skmrr.nn.fusion import Alone, Fusion
 from skmrr.nn.members import Members
+from skmrr.nn.memory import rows_at_once
 from skmrr.nn.placement import draw_seed, module_device, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import Statistic
@@ -60,8 +61,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         Shape that each row of a 2-D X has for the networks, e.g. ``(1, 28, 28)``.
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; other values raise an error.
-    batch_size : int, default=256
-        Rows per pass. Scores do not depend on it.
+    batch_size : "auto" or int, default="auto"
+        Rows per pass. Scores do not depend on it. ``"auto"``: as many as let the largest step of
+        the classifier's pass take half a gibibyte, 256 at most.
     device : str or torch.device, default="auto"
         Where `fit` computes and the fitted detector lives; ``"auto"`` is where the networks among
         the parameters live, else the CPU.
@@ -96,7 +98,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     calibration_fraction: float = 0.2
     input_shape: Sequence[int] | None = None
     clip_values: Sequence[float] | None = None
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     random_state: int | np.random.RandomState | None = None
     verbose: bool = False
@@ -108,7 +110,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         "calibration_fraction": [Interval(Real, 0, 1, closed="left")],
         "input_shape": ["array-like", None],
         "clip_values": ["array-like", None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -209,7 +211,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         self._check_harmless(rows)
         classifier = self._tapped()
         n_logits = self._count_logits(classifier, rows)
-        rows.check(self.batch_size)
+        if classifier is not None:
+            self._rows_at_once = rows_at_once(classifier, rows.take([0, 0]))
+        rows.check(self.batch_size_)
         y = check_numbered(self._class_labels(y, rows, classifier), n_logits, "y")
         if labels is not None:
             labels = check_labels(labels, len(rows), "labels")
@@ -220,7 +224,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             some = held_out if len(held_out) else train
             some = some[:: math.ceil(len(some) / MAX_COMPARED_ROWS)]
             if labels is None:
-                decided = predict_labels(classifier, rows, self.batch_size, some)
+                decided = predict_labels(classifier, rows, self.batch_size_, some)
             else:
                 decided = labels[some]
             _warn_if_numbered_otherwise(y[some], decided)
@@ -418,7 +422,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         n_rows = len(rows) if indices is None else len(indices)
         parts = []
         with tqdm(total=n_rows, desc=desc, disable=not self.verbose, leave=False) as bar:
-            for positions, batch in rows.batches(self.batch_size, indices):
+            for positions, batch in rows.batches(self.batch_size_, indices):
                 decided = None
                 if labels is not None:
                     decided = torch.as_tensor(labels[positions], device=device)
@@ -452,9 +456,9 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
     def _class_labels(self, y, rows: Rows, classifier) -> np.ndarray:
         """Class of each row: y, a dataset's own, the classifier's, or one single class."""
         if y is None:
-            y = rows.labels(self.batch_size)
+            y = rows.labels(self.batch_size_)
         if y is None and classifier is not None:
-            y = predict_labels(classifier, rows, self.batch_size)
+            y = predict_labels(classifier, rows, self.batch_size_)
         if y is None:
             y = np.zeros(len(rows), dtype=np.int64)
         return check_labels(y, len(rows), "y")

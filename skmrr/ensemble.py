@@ -279,6 +279,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
             seed = draw_seed(random_state)
             if detector.random_state is None:
                 detector.set_params(random_state=seed)
+            detector._rows_at_once = self._rows_at_once
             if detector.device == "auto":
                 detector.set_params(device=self.device)
             if detector.clip_values is None and not is_piped:
@@ -313,7 +314,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
                     member.latent_map_,
                     step=None if self.chain == "gradient" else self.chain,
                     clip_values=self.clip_values,
-                    batch_size=self.batch_size,
+                    batch_size=self.batch_size_,
                 )
             elif not is_frozen(member):
                 _fit_member(member, self.classifier, rows, y, train, self.classes_)

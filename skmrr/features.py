@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from skmrr._sklearn import Interval, StrOptions, fit_context
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.layer_features import LayerFeatures
 from skmrr.nn.members import NetworkStep
+from skmrr.nn.memory import rows_at_once
 from skmrr.nn.tapped import Tapped
 from skmrr.nn.trials import explaining, predict_labels
 from skmrr.reading import RowReader
@@ -40,8 +41,9 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         Shape that each row of a 2-D X has for the network, e.g. ``(1, 28, 28)``.
     clip_values : tuple of float, optional
         Declared range of X, e.g. ``(0, 1)``; values outside raise a ``ValueError``.
-    batch_size : int, default=256
-        Rows per forward pass. Features do not depend on it.
+    batch_size : "auto" or int, default="auto"
+        Rows per forward pass. Features do not depend on it. ``"auto"``: as many as let the largest
+        step of a pass take half a gibibyte, 256 at most.
     device : str or torch.device, default="auto"
         Where to compute from `fit` on; ``"auto"`` is where the network lives.
     verbose : bool, default=False
@@ -77,7 +79,7 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
     pooling: str = "flatten"
     input_shape: Sequence[int] | None = None
     clip_values: Sequence[float] | None = None
-    batch_size: int = 256
+    batch_size: int | Literal["auto"] = "auto"
     device: str | torch.device = "auto"
     verbose: bool = False
 
@@ -87,7 +89,7 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         "pooling": [StrOptions({"flatten", "mean"})],
         "input_shape": ["array-like", None],
         "clip_values": ["array-like", None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "verbose": ["verbose"],
     }
@@ -120,6 +122,7 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         rows = self._read_rows(X, reset=True)
         self.reader_ = NetworkStep(network, LayerFeatures(network.names, self.pooling))
         with explaining("The model", rows.shape), torch.no_grad():
+            self._rows_at_once = rows_at_once(self.model, rows.take([0, 0]))
             outputs = network(rows.take([0, 0])).outputs
         parts = zip(names, self.reader_.reader.by_layer(outputs), strict=True)
         self.layer_widths_ = {name: part.shape[1] for name, part in parts}
@@ -144,7 +147,7 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         rows = self._read_rows(X, reset=False)
         features: np.ndarray | None = None
         with tqdm(total=len(rows), desc="features", disable=not self.verbose) as progress:
-            for positions, batch in rows.batches(self.batch_size):
+            for positions, batch in rows.batches(self.batch_size_):
                 part = self.reader_(batch).cpu()
                 part = (part.float() if part.dtype == torch.bfloat16 else part).numpy()
                 if features is None:
@@ -157,7 +160,7 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
         """Label of each row by the network's own logits, int64 of shape (n_samples,)."""
         check_is_fitted(self, "reader_")
         rows = self._read_rows(X, reset=False)
-        return predict_labels(self.reader_.network, rows, self.batch_size)
+        return predict_labels(self.reader_.network, rows, self.batch_size_)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the features, ``<layer>_<index>``, ndarray of str."""

@@ -8,11 +8,19 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import assert_all_finite, check_array, validate_data
 from torch.utils.data import DataLoader, Dataset
 
+from skmrr.nn.memory import MOST_ROWS
 from skmrr.nn.rows import NOT_FINITE, Rows, check_range, warn_of_scale
 
 
 class RowReader(BaseEstimator):
-    """Estimator of rows: it has the parameters ``input_shape`` and ``clip_values``."""
+    """Estimator of rows, with parameters ``input_shape``, ``clip_values`` and ``batch_size``."""
+
+    _rows_at_once = MOST_ROWS  # by the memory of a pass, once that is measured
+
+    @property
+    def batch_size_(self) -> int:
+        """Rows per pass."""
+        return self._rows_at_once if self.batch_size == "auto" else self.batch_size
 
     def _read_rows(self, X, *, reset: bool) -> Rows:
         """Check X and make it readable in batches.

@@ -206,7 +206,7 @@ class MRRDetector(EvasionDetector):
         """Decisions of the classifier, for a ready-made detector that has none to ask."""
         if detector.classifier is not None:
             return None
-        return predict_labels(Tapped(as_module(self.classifier)), Rows(rows), detector.batch_size)
+        return predict_labels(Tapped(as_module(self.classifier)), Rows(rows), detector.batch_size_)
 
 
 def _within_model(layer: str | list[str]) -> str | list[str]:

@@ -124,7 +124,7 @@ class FeatureDetector(StatisticDetector):
     ) -> Iterator[tuple[slice, list[Tensor]]]:
         """Yield (positions, features of each layer) of the rows at `indices`."""
         classifier = self._tapped(features.taps)
-        for positions, batch in rows.batches(self.batch_size, indices):
+        for positions, batch in rows.batches(self.batch_size_, indices):
             x = batch.to(self._device())
             passed = NOTHING if classifier is None else classifier(x)
             yield positions, [part.cpu() for part in features(x, passed)]

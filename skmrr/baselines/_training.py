@@ -159,6 +159,6 @@ def check_rebuilds(network: nn.Module, x: Tensor, name: str) -> None:
 def map_rows(detector: BaseDetector, rebuild: nn.Module, X) -> np.ndarray:
     """Rows of X, each replaced by what `rebuild` makes of it, in the shape of X."""
     rows = detector._read_rows(X, reset=False)
-    batches = rows.batches(detector.batch_size)
+    batches = rows.batches(detector.batch_size_)
     rebuilt = torch.cat([rebuild(as_input(batch, rebuild)).cpu() for _, batch in batches]).numpy()
     return rebuilt if isinstance(rows.source, Samples) else rebuilt.reshape(rows.source.shape)

@@ -168,7 +168,7 @@ class APEGANDetector(StatisticDetector):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         device, classifier = self._device(), self._tapped()
-        low, high = value_range(rows, train, self.clip_values, self.batch_size)
+        low, high = value_range(rows, train, self.clip_values, self.batch_size_)
         self.eps_ = EPS_SHARE * (high - low) if self.eps == "auto" else self.eps
         with seeded(draw_seed(random_state), device):
             network = self._train(classifier, rows, columns, train, (low, high))

@@ -151,7 +151,7 @@ class EfficientDefensesDetector(StatisticDetector):
         template = self.classifier if self.module is None else self.module
         device = self._device()
         learnt = LearntClasses(columns, train, len(self.classes_))
-        low, high = value_range(rows, train, self.clip_values, self.batch_size)
+        low, high = value_range(rows, train, self.clip_values, self.batch_size_)
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )

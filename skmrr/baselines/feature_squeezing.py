@@ -141,7 +141,7 @@ class FeatureSqueezingDetector(StatisticDetector):
     }
 
     def _fit_statistic(self, rows, columns, train, random_state):
-        low, high = value_range(rows, train, self.clip_values, self.batch_size)
+        low, high = value_range(rows, train, self.clip_values, self.batch_size_)
         self.clip_values_ = low, high
         squeezers = self._squeezers(low, high, is_image=len(rows.shape) == 3)
         floor = EXACT * (high - low) if self.classifier is None else NO_CHANGE

@@ -210,7 +210,7 @@ class MagNetDetector(StatisticDetector):
         if self.statistic == "divergence" and self.classifier is None:
             raise ValueError("statistic='divergence' compares logits: give classifier=….")
         device = self._device()
-        low, high = value_range(rows, train, self.clip_values, self.batch_size)
+        low, high = value_range(rows, train, self.clip_values, self.batch_size_)
         self.noise_scale_ = (
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
@@ -258,7 +258,7 @@ class MagNetDetector(StatisticDetector):
             verbose=self.verbose,
         )
         self.history_ = {"loss": losses}
-        _warn_if_collapsed(losses[-1] * (high - low) ** 2, rows, train, self.batch_size)
+        _warn_if_collapsed(losses[-1] * (high - low) ** 2, rows, train, self.batch_size_)
         return network
 
     @torch.no_grad()
@@ -266,7 +266,7 @@ class MagNetDetector(StatisticDetector):
         """Of each statistic on clean rows that the autoencoder was not trained on."""
         classifier = statistic.classifier
         parts = []
-        for _, batch in rows.batches(self.batch_size, held_out):
+        for _, batch in rows.batches(self.batch_size_, held_out):
             passed = NOTHING if classifier is None else classifier(batch)
             parts.append(statistic.statistics(as_input(batch, statistic), passed).cpu())
         values = torch.cat(parts).numpy()

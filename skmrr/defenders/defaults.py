@@ -34,9 +34,10 @@ def default_defenders(
         The victim, rows of X → logits.
     latent : LatentDefender, optional
         Template of the latent defenders. Without a module of its own each gets a replica of the
-        classifier. By default ``LatentDefender(exploration_radius="auto", transfer_radius="auto",
-        learning_rate=3e-3)``, without exploration where there is no classifier; narrow replicas,
-        which start from nothing, explore for themselves alone.
+        classifier, which sees images of 128 pixels a side and more at half their size. By default
+        ``LatentDefender(exploration_radius="auto", transfer_radius="auto", learning_rate=3e-3)``,
+        without exploration where there is no classifier; narrow replicas, which start from
+        nothing, explore for themselves alone.
     n_latent : int, default=1
         Number of latent defenders. They see much the same, and share the weight of one.
     layer : str, optional
@@ -74,7 +75,8 @@ def default_defenders(
     for k in range(n_latent):
         member = clone(latent)
         if member.module is None and classifier is not None:
-            member.set_params(module=replicate(classifier, layer, width=width))
+            module = replicate(classifier, layer, width=width, scale="auto")
+            member.set_params(module=module)
         members.append((f"latent_{k}", member, 1 / n_latent))
     if noise:
         members.append(("dense", NoiseDefender(noise="dense"), 1.0))

@@ -221,7 +221,7 @@ class InputDictionaryDefender(StatisticDetector):
         indices = indices[: self.n_patches]
         each = min(patches.n_patches, -(-self.n_patches // len(indices)))
         parts = []
-        for _, batch in rows.batches(self.batch_size, indices):
+        for _, batch in rows.batches(self.batch_size_, indices):
             for x in batch.float().split(patches.rows_at_once):
                 cut = patches.extract(x)  # batch patches dim
                 order = torch.as_tensor(
@@ -235,7 +235,7 @@ class InputDictionaryDefender(StatisticDetector):
 
     def _floor(self, rows, train) -> float:
         sample = train[:MAX_TYPICAL_ROWS]
-        batches = rows.batches(self.batch_size, sample)
+        batches = rows.batches(self.batch_size_, sample)
         squares = sum(float(batch.double().square().sum()) for _, batch in batches)
         mean_square = squares / (len(sample) * self.n_features_in_)
         return EXACT * mean_square or np.finfo(np.float64).tiny
@@ -243,7 +243,7 @@ class InputDictionaryDefender(StatisticDetector):
     @torch.no_grad()
     def _fit_typical(self, statistic, rows, indices, c, device) -> None:
         parts = []
-        for _, batch in rows.batches(self.batch_size, indices):
+        for _, batch in rows.batches(self.batch_size_, indices):
             x = as_input(batch, statistic)
             parts.append(statistic.decibels(x, torch.full((len(x),), c, device=device)))
         decibels = torch.cat(parts)

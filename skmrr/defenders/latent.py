@@ -218,7 +218,7 @@ class LatentDefender(RealignedDefender):
         with torch.no_grad():
             dim = latent_map(as_input(rows.take(train[:1]), latent_map)).shape[1]
             moments = ClassMoments(len(learnt), dim)
-            for positions, batch in rows.batches(self.batch_size, train):
+            for positions, batch in rows.batches(self.batch_size_, train):
                 features = latent_map(as_input(batch, latent_map))
                 numbers = learnt.renumber(columns[train[positions]])
                 moments.update(features, torch.as_tensor(numbers))

@@ -109,7 +109,7 @@ class NoiseDefender(StatisticDetector):
         candidates = []
         for patch_shape in self._patch_shapes(shape):
             filters = quiet_directions(
-                found.split(self.batch_size), patch_shape, self.n_components
+                found.split(self.batch_size_), patch_shape, self.n_components
             ).to(images.dtype)
             for quantile in QUANTILES[self.noise] if self.quantile == "auto" else [self.quantile]:
                 floor = FLOOR * spread
@@ -157,6 +157,6 @@ class NoiseDefender(StatisticDetector):
         levels = [
             statistic.level(part, NOTHING)
             for x in (clean, noisy)
-            for part in x.split(self.batch_size)
+            for part in x.split(self.batch_size_)
         ]
         return roc_auc_score(np.repeat([0, 1], len(clean)), torch.cat(levels).numpy())

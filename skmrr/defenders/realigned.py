@@ -26,6 +26,7 @@ from skmrr.nn.wording import shortened
 TWENTIETH, HALF = 0.05, 0.5  # shares of the decisions that noise of a radius "auto" changes
 MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is measured on
 MAX_SAMPLE_ROWS = 1024  # training rows that a map is initialised on
+MAX_VALUES = 2**25  # of rows that are looked at together: 200 images of 224×224 pixels
 TRAINING = (  # parameters without effect where nothing is trained
     *("max_epochs", "learning_rate", "training_batch_size"),
     *("early_stopping", "validation_fraction", "n_iter_no_change"),
@@ -131,10 +132,12 @@ class RealignedDefender(StatisticDetector):
         latent_map.requires_grad_(True).eval()
         x = as_input(x, latent_map)
         with explaining("module", tuple(x.shape[1:])):
-            latent_map.initialise(x, classes, len(self.classes_))
+            some = _n_together(x[0])
+            latent_map.initialise(x[:some], classes[:some], len(self.classes_))
             with torch.no_grad():
                 learnt, numbers = classes.unique(return_inverse=True)
-                return latent_map, class_means(latent_map(x), numbers, len(learnt))
+                features = torch.cat([latent_map(part) for part in x.split(some)])
+                return latent_map, class_means(features, numbers, len(learnt))
 
     def _last_map(self) -> LatentMap:
         evidence = self.evidence_
@@ -205,9 +208,15 @@ def measure_tolerance(
     share: float = TWENTIETH,
 ) -> float:
     """Measure on a thousand training rows what noise changes a share of the decisions."""
-    x = rows.take(random_state.permutation(train)[:MAX_TOLERANCE_ROWS])
+    n_rows = min(MAX_TOLERANCE_ROWS, _n_together(rows.take(train[:1])[0]))
+    x = rows.take(random_state.permutation(train)[:n_rows])
     generator = torch.Generator().manual_seed(draw_seed(random_state))
     return noise_tolerance(classifier, x, clip_values, share=share, generator=generator)
+
+
+def _n_together(row: torch.Tensor) -> int:
+    """Rows that are looked at together."""
+    return max(2, MAX_VALUES // row.numel())
 
 
 def _balanced_sample(train: np.ndarray, columns: np.ndarray, random_state) -> np.ndarray:

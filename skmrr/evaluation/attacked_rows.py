@@ -24,7 +24,7 @@ def asked(detector: BaseDetector, X, y) -> tuple[Tensor, Tensor, Tensor]:
 def answers_to(detector: BaseDetector, x: Tensor) -> Tensor:
     """Classifier's answers to rows as the networks see them."""
     classifier = classifier_of(detector)
-    parts = [classifier(part).logits.argmax(1) for part in x.split(detector.batch_size)]
+    parts = [classifier(part).logits.argmax(1) for part in x.split(detector.batch_size_)]
     return torch.cat(parts)
 
 

@@ -95,7 +95,7 @@ def classes_within_reach(
 
     Parameters are those of `certified_success_rate`; `x` are rows as the networks see them.
     """
-    return within_reach(detector.module_, x, labels, eps, security_parameter, detector.batch_size)
+    return within_reach(detector.module_, x, labels, eps, security_parameter, detector.batch_size_)
 
 
 @torch.no_grad()

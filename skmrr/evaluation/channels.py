@@ -119,7 +119,7 @@ def _asking(classifier, detector) -> Decide:
         if len(X) == 0:
             return np.zeros(0, dtype=np.int64)
         rows = Rows(np.asarray(X), input_shape=detector.input_shape_)
-        return predict_labels(tapped, rows, detector.batch_size)
+        return predict_labels(tapped, rows, detector.batch_size_)
 
     return decide
 

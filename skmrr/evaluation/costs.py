@@ -42,7 +42,7 @@ def scoring_cost(detector: BaseDetector, X, *, repeats: int = 5) -> float:
     True
     """
     classifier = classifier_of(detector).network
-    batches = as_rows(detector, X).split(detector.batch_size)
+    batches = as_rows(detector, X).split(detector.batch_size_)
     ratios = []
     for _ in range(repeats):
         start = time.perf_counter()

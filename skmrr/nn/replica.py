@@ -6,6 +6,7 @@ normalisation at the checkpoint, so that the features φ(x) it is judged by have
 
 import copy
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,18 +15,20 @@ from torch.nn import functional
 
 from skmrr.nn.layers import check_has_linear, find_layer
 from skmrr.nn.narrowing import narrow
-from skmrr.nn.placement import module_dtype
+from skmrr.nn.placement import as_input, module_dtype
 from skmrr.nn.tapped import (
     INPUT,
     LayerChange,
     head_input,
     keep,
     run,
+    shared_copy,
     trainable_copy,
     unwrapped_name,
 )
 
 FEATURES, NATURAL = "features", "natural features"  # what a checkpoint keeps of a pass
+LARGE_SIDE, HALF = 128, 0.5  # pixels of an image's side from which on scale="auto" halves it
 COSINE_SCALE = 16.0  # norm given to a unit feature before a cosine head
 
 
@@ -81,12 +84,23 @@ class Replica(LatentMap):
     width : float, default=1.0
         Share of the channels and units of each hidden layer. Below 1 the first rows that the
         replica sees make it an untrained network of that width.
+    scale : float or "auto", default=1.0
+        Share of the height and width of an image that the replica sees. ``"auto"`` is a half for
+        images of 128 pixels a side and more, if the network takes such, else 1.
     """
 
-    def __init__(self, network: nn.Module, layer: str | None = None, width: float = 1.0):
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str | None = None,
+        width: float = 1.0,
+        scale: float | Literal["auto"] = 1.0,
+    ):
         super().__init__()
         if not 0 < width <= 1:
             raise ValueError(f"width={width} must be above 0 and at most 1, the classifier's own.")
+        if scale != "auto" and not 0 < scale <= 1:
+            raise ValueError(f"scale={scale} must be above 0 and at most 1, or 'auto'.")
         self.network = trainable_copy(network)
         if layer is None:
             check_has_linear(self.network)
@@ -95,18 +109,24 @@ class Replica(LatentMap):
             find_layer(self.network, layer.removesuffix(INPUT))
         self.layer = layer
         self.width = width
+        self.scale = scale
         self.checkpoint = Checkpoint(module_dtype(self.network, torch.float32))
         self.is_prepared = False
-        if layer is not None and width == 1:
+        if layer is not None and width == scale == 1:
             self._attach(layer)
 
     def prepare(self, x: Tensor) -> None:
-        """Find the checkpoint, and narrow the network, by a pass of a few rows."""
+        """Find the checkpoint, and narrow and shrink the network, by a pass of a few rows."""
         if self.is_prepared:
             return
         layer = self.layer or head_input(self.network, x)
         if self.width < 1:
             self.network = narrow(self.network, self.width, x)
+        if self.scale == "auto":
+            self.scale = HALF if _can_be_halved(self.network, x) else 1.0
+        if self.scale < 1:
+            self.network = nn.Sequential(Shrunk(self.scale), self.network)
+            layer = f"1.{layer}"
         self._attach(layer)
 
     def _attach(self, layer: str) -> None:
@@ -162,6 +182,38 @@ class Replica(LatentMap):
         return network
 
 
+class Shrunk(nn.Module):
+    """Images at a share of their height and width: each pixel the mean of those it stands for.
+
+    Parameters
+    ----------
+    scale : float
+        The share.
+    """
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shrink the images."""
+        size = [max(1, round(self.scale * side)) for side in x.shape[2:]]
+        return functional.interpolate(x, size=size, mode="area")
+
+
+@torch.no_grad()
+def _can_be_halved(network: nn.Module, x: Tensor) -> bool:
+    """Whether rows are large images that a network takes at half their size too."""
+    if x.ndim != 4 or min(x.shape[2:]) < LARGE_SIDE:
+        return False
+    copied = shared_copy(network)
+    x = as_input(x[:2], copied)
+    try:
+        return copied(Shrunk(HALF)(x)).shape == copied(x).shape
+    except RuntimeError:
+        return False
+
+
 def check_logits(n_logits: int, n_classes: int) -> None:
     """Raise a ValueError unless a network has a logit for each class, and none beside."""
     if n_logits != n_classes:
@@ -208,7 +260,13 @@ class CosineMap(LatentMap):
             self.head.weight.copy_(functional.normalize(means))
 
 
-def replicate(classifier: nn.Module, layer: str | None = None, *, width: float = 1.0) -> Replica:
+def replicate(
+    classifier: nn.Module,
+    layer: str | None = None,
+    *,
+    width: float = 1.0,
+    scale: float | Literal["auto"] = 1.0,
+) -> Replica:
     """Copy `classifier` into a replica whose features are those of a checkpoint.
 
     Parameters
@@ -221,6 +279,10 @@ def replicate(classifier: nn.Module, layer: str | None = None, *, width: float =
     width : float, default=1.0
         Share of the classifier's channels and units that the replica has. Below 1 it is not a copy
         of the classifier, but an untrained network of its architecture that costs less.
+    scale : float or "auto", default=1.0
+        Share of the height and width of an image that the replica sees: at a half it costs a
+        quarter. ``"auto"`` is a half for images of 128 pixels a side and more, if the classifier
+        takes such, else 1.
 
     Returns
     -------
@@ -236,7 +298,7 @@ def replicate(classifier: nn.Module, layer: str | None = None, *, width: float =
     >>> features.shape
     torch.Size([5, 8])
     """
-    return Replica(classifier, layer, width)
+    return Replica(classifier, layer, width, scale)
 
 
 def class_means(

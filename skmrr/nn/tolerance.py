@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from skmrr.nn.memory import rows_at_once
 from skmrr.nn.placement import as_input
 from skmrr.nn.tapped import Tapped
 
@@ -17,7 +18,7 @@ def noise_tolerance(
     clip_values: Sequence | None = None,
     *,
     share: float = 0.05,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> float:
     """Size of ±ε noise that changes a share of a classifier's decisions.
@@ -35,8 +36,8 @@ def noise_tolerance(
         Range that the noisy rows stay in; by default that of `x`.
     share : float, default=0.05
         Share of decisions that change.
-    batch_size : int, default=128
-        Rows at a time.
+    batch_size : int, optional
+        Rows at a time; by default as many as `rows_at_once` finds room for.
     generator : torch.Generator, optional
         Source of the signs.
 
@@ -47,17 +48,20 @@ def noise_tolerance(
     """
     low, high = map(float, (x.min(), x.max()) if clip_values is None else clip_values)
     tapped = Tapped(classifier)
+    batch_size = batch_size or rows_at_once(tapped, x[:2])
     x = as_input(x, tapped)
-    signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+    signs = (2 * torch.randint(0, 2, x.shape, generator=generator) - 1).to(x.device, torch.int8)
 
-    def decide(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tapped(part).logits.argmax(1) for part in rows.split(batch_size)])
+    def decide(size: float) -> torch.Tensor:
+        parts = zip(x.split(batch_size), signs.split(batch_size), strict=True)
+        noisy = ((part + size * sign.to(part)).clamp(low, high) for part, sign in parts)
+        return torch.cat([tapped(part).logits.argmax(1) for part in noisy])
 
     with torch.no_grad():
-        clean = decide(x)
+        clean = decide(0.0)
         smallest, largest = 0.0, float(high - low)
         for _ in range(TOLERANCE_HALVINGS):
             middle = (smallest + largest) / 2
-            changed = (decide((x + middle * signs).clamp(low, high)) != clean).double().mean()
+            changed = (decide(middle) != clean).double().mean()
             smallest, largest = (middle, largest) if changed <= share else (smallest, middle)
     return smallest
