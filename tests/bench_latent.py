@@ -50,7 +50,7 @@ def test_scoring_costs_little_more_than_its_forward_passes(benchmark, victim, st
 
     def raw_passes():
         with torch.no_grad():
-            for x in torch.as_tensor(X).split(defender.batch_size):
+            for x in torch.as_tensor(X).split(defender.batch_size_):
                 victim(x)
                 replica(x)
 

@@ -1,4 +1,6 @@
 import copy
+import re
+import time
 import tracemalloc
 from itertools import product
 from typing import ClassVar
@@ -343,7 +345,7 @@ def test_scoring_a_memmap_takes_memory_for_a_batch_only(defender, net, tmp_path)
         tracemalloc.stop()
         spy.remove()
     assert peak < X.nbytes / 4
-    assert max(batches) <= defender.batch_size
+    assert max(batches) <= defender.batch_size_
     assert sum(batches) == n
 
 
@@ -668,3 +670,37 @@ def test_a_narrow_replica_has_no_former_self(net, digits):
     defender = LatentDefender(replicate(net, width=0.5), classifier=net, transfer_radius="auto")
     with pytest.raises(ValueError, match="a narrow replica starts from nothing"):
         defender.fit(*digits)
+
+
+def test_a_training_ends_within_its_time(net, digits):
+    X, y = digits[0][:1000], digits[1][:1000]
+    params = {"classifier": net, "random_state": 0, "security_parameter": 0.1}
+    start = time.perf_counter()
+    defender = LatentDefender(replicate(net), max_epochs=10_000, max_time=1 / 60, **params)
+    defender.fit(X, y)
+    assert time.perf_counter() - start < 20
+    assert 1 <= len(defender.history_["loss"]) < 1000
+    assert (defender.classify(X) == y).mean() > 0.8  # a whole cycle
+    brief = LatentDefender(replicate(net), max_epochs=1, **params)
+    plenty = clone(brief).set_params(max_time=60.0)
+    np.testing.assert_array_equal(
+        brief.fit(X, y).score_samples(X), plenty.fit(X, y).score_samples(X)
+    )
+
+
+def test_says_before_the_first_epoch_ends_how_long_it_takes(net, digits, capsys):
+    X, y = digits[0][:300], digits[1][:300]
+    LatentDefender(
+        replicate(net), classifier=net, max_epochs=2, security_parameter=0.1, verbose=True
+    ).fit(X, y)
+    told = capsys.readouterr().out
+    assert re.search(r"realign: 8 steps, by the first about \d+\.\d minutes .* \d\.\d\d GiB", told)
+
+
+def test_a_training_that_diverges_is_an_error(net, digits):
+    X = digits[0][:300].copy()
+    X[::2] *= 1e30
+    with pytest.raises(FloatingPointError, match="The training loss is"):
+        LatentDefender(
+            replicate(net), classifier=net, security_parameter=0.1, learning_rate=1e3
+        ).fit(X, digits[1][:300])

@@ -292,7 +292,7 @@ ensembles = {
 def ask_classifier(X):
     """The classifier's pass alone, in batches as large as the ensemble's."""
     with torch.no_grad():
-        for batch in torch.as_tensor(X).split(ensemble.batch_size):
+        for batch in torch.as_tensor(X).split(ensemble.batch_size_):
             classifier(batch).argmax(1)
 
 

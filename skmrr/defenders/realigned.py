@@ -28,7 +28,7 @@ MAX_TOLERANCE_ROWS = 1000  # training rows that exploration_radius="auto" is mea
 MAX_SAMPLE_ROWS = 1024  # training rows that a map is initialised on
 MAX_VALUES = 2**25  # of rows that are looked at together: 200 images of 224×224 pixels
 TRAINING = (  # parameters without effect where nothing is trained
-    *("max_epochs", "learning_rate", "training_batch_size"),
+    *("max_epochs", "max_time", "learning_rate", "training_batch_size"),
     *("early_stopping", "validation_fraction", "n_iter_no_change"),
 )
 
@@ -45,6 +45,10 @@ class RealignedDefender(StatisticDetector):
         Template of the latent map, copied once per fit and never changed.
     max_epochs : int, default=20
         Passes over the training rows.
+    max_time : float, optional
+        Minutes that the training may take. Where that is less than `max_epochs` take, the whole
+        cycle of the training is run through in this time; what comes out then depends on the
+        machine.
     learning_rate : float, default=1e-3
         Peak of Adam's, in one cycle.
     early_stopping : bool, default=False
@@ -71,6 +75,7 @@ class RealignedDefender(StatisticDetector):
     _: KW_ONLY
     classifier: nn.Module | None = field(default=None, kw_only=True)
     max_epochs: int = 20
+    max_time: float | None = None
     learning_rate: float = 1e-3
     early_stopping: bool = False
     validation_fraction: float = 0.1
@@ -82,6 +87,7 @@ class RealignedDefender(StatisticDetector):
         **StatisticDetector._parameter_constraints,
         "module": [nn.Module, None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -186,6 +192,7 @@ class RealignedDefender(StatisticDetector):
             explorer=explorer,
             learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
+            max_time=self.max_time,
             batch_size=self.training_batch_size,
             verbose=self.verbose,
         )

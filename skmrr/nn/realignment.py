@@ -5,7 +5,11 @@ the rows is this package's addition.
 """
 
 import copy
+import math
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -90,6 +94,7 @@ class Realigner:
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
+        max_time: float | None = None,
         verbose: bool,
     ):
         self.latent_map = latent_map
@@ -98,7 +103,9 @@ class Realigner:
         self.explorer = explorer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.max_seconds = math.inf if max_time is None else 60 * max_time
         self.verbose = verbose
+        self.learning_rate = learning_rate
         parameters = [*latent_map.parameters(), *self.clustering_loss.parameters()]
         self.optimizer = torch.optim.Adam(parameters, learning_rate)
 
@@ -127,11 +134,7 @@ class Realigner:
         """
         history: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
         self.n_steps = self.max_epochs * -(-len(train) // self.batch_size)
-        # torch's own OneCycleLR divides by zero in trainings of a few steps.
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: self.explorer.learning_rate((step + 0.5) / self.n_steps),
-        )
+        self.step, self.start = 0, time.monotonic()
         shuffle = np.random.RandomState(seed)
         best = None
         with (
@@ -139,7 +142,12 @@ class Realigner:
             tqdm(total=self.n_steps, desc="realign", disable=not self.verbose) as self.bar,
         ):
             for _ in range(self.max_epochs):
-                batches = self._read(rows, classes, shuffle.permutation(train))
+                if self._progress >= 1:
+                    break
+                batches = takewhile(
+                    lambda _: self._progress < 1,
+                    self._read(rows, classes, shuffle.permutation(train)),
+                )
                 history["loss"].append(_mean(self._step, batches))
                 if not np.isfinite(history["loss"][-1]):
                     raise FloatingPointError(
@@ -163,8 +171,12 @@ class Realigner:
 
     @property
     def _progress(self) -> float:
-        """Share of the training that is done."""
-        return self.schedule.last_epoch / self.n_steps
+        """Share of the training that is done, by steps or by time, whichever is more."""
+        return max(self.step / self.n_steps, self._time_share)
+
+    @property
+    def _time_share(self) -> float:
+        return (time.monotonic() - self.start) / self.max_seconds
 
     @torch.no_grad()
     def _clean_loss(self, x, classes, indices):
@@ -173,15 +185,46 @@ class Realigner:
 
     def _step(self, x, classes, indices):
         """Train on one batch, and on its surroundings; return the loss before the step."""
-        loss = self.explorer.loss(self._loss, self.latent_map, x, classes, indices, self._progress)
+        middle = min(1.0, max((self.step + 0.5) / self.n_steps, self._time_share))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.explorer.learning_rate(middle)
+        with self._measuring_graph() as graph:
+            loss = self.explorer.loss(
+                self._loss, self.latent_map, x, classes, indices, self._progress
+            )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         # Under autocast, whose casts of the weights would else outlive them until its end.
         torch.clear_autocast_cache()
-        self.schedule.step()
+        self.step += 1
         self.bar.update()
+        if graph is not None:
+            self._estimate(graph)
         return loss.detach()
+
+    @contextmanager
+    def _measuring_graph(self) -> Iterator[dict[int, int] | None]:
+        """Yield bytes of what the graph of the very first step holds, by address, to be told."""
+        if not self.verbose or self.step:
+            yield None
+            return
+        held: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield held
+
+    def _estimate(self, graph: dict[int, int]) -> None:
+        seconds = min((time.monotonic() - self.start) * self.n_steps, self.max_seconds)
+        tqdm.write(
+            f"realign: {self.n_steps} steps, by the first about {seconds / 60:.1f} minutes in all; "
+            f"a step holds {sum(graph.values()) / 2**30:.2f} GiB."
+        )
 
     def _loss(self, x, classes):
         return self.clustering_loss(*self.latent_map.features_and_logits(x), classes)
@@ -202,4 +245,4 @@ def _mean(loss_of, batches) -> float:
     for x, classes, indices in batches:
         total += float(loss_of(x, classes, indices)) * len(x)
         n += len(x)
-    return total / n
+    return total / max(n, 1)
