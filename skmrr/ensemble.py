@@ -295,15 +295,21 @@ class MRREnsemble(BaseComposition, BaseDetector):
             for member in new
         )
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
-        bar = tqdm(fitted, "members fitted", len(new), disable=not self.verbose)
-        fitted = iter(list(bar))
-        return [member if is_frozen(member) else next(fitted) for member in members]
+        results = []
+        with tqdm(total=len(new), disable=not self.verbose) as bar:
+            for name, member in zip(self.member_names_, members, strict=True):
+                if not is_frozen(member):
+                    bar.set_description(f"fitting {name}")
+                    member = next(fitted)
+                    bar.update()
+                results.append(member)
+        return results
 
     def _fit_chain(self, members, rows, y, train) -> list:
         """Fit one after the other, each latent defender on rows that those before it have moved."""
         moved = rows.take(train)
         numbers = torch.as_tensor(np.unique(y[train], return_inverse=True)[1])
-        for member in tqdm(members, desc="members fitted", disable=not self.verbose):
+        for member in tqdm(members, desc="fitting members", disable=not self.verbose):
             if isinstance(member, LatentDefender):
                 here = Rows(moved.numpy(), trusted=True)
                 every = np.arange(len(moved))

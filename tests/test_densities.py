@@ -7,7 +7,8 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import OAS
 from sklearn.decomposition import PCA
 
-from skmrr.nn.densities import ClassMoments, distance, gaussian, ppca
+from skmrr import LatentDefender
+from skmrr.nn.densities import ClassMoments, QuadraticDensity, distance, gaussian, ppca
 
 
 @pytest.fixture
@@ -76,3 +77,20 @@ def test_constant_features_and_single_rows_give_finite_densities(fit):
     rows = [np.c_[np.linspace(0, 1, 20), np.zeros((20, 3))], np.array([[0.5, 0, 0, 0]])]
     log_density = fit(moments_of(rows))(torch.rand(10, 4, dtype=torch.float64))
     assert torch.isfinite(log_density).all()
+
+
+def test_densities_of_some_classes_at_a_time_are_those_of_all(classes, monkeypatch):
+    X = torch.as_tensor(np.concatenate(classes))
+    parts = [ppca(moments_of([part]), 0.9) for part in classes]
+    joined = QuadraticDensity.join(parts)
+    alone = torch.cat([part(X) for part in parts], dim=1)
+    torch.testing.assert_close(joined(X), alone)
+    y = np.repeat([0, 1, 2], [len(c) for c in classes])
+    params = {"realign": False, "statistic": "likelihood", "random_state": 0}
+    for density in ("ppca", "gaussian", "distance"):
+        whole = LatentDefender(density=density, **params).fit(X.numpy(), y)
+        with monkeypatch.context() as patch:
+            patch.setattr("skmrr.defenders.latent.COVARIANCE_BYTES", 1)
+            apart = LatentDefender(density=density, **params).fit(X.numpy(), y)
+        # but for the least variance of all, which is that of each part
+        np.testing.assert_allclose(whole.risk(X), apart.risk(X), atol=0.02)

@@ -20,6 +20,8 @@ from skmrr.nn.replica import CosineMap, LatentMap, Replica
 from skmrr.nn.tapped import own_copy, shared_copy
 from skmrr.nn.trials import explaining
 
+COVARIANCE_BYTES = 2**28  # of the classes that a density is fitted on at a time
+
 
 @dataclass(eq=False, repr=False)
 class LatentDefender(RealignedDefender):
@@ -213,19 +215,26 @@ class LatentDefender(RealignedDefender):
             dim = encoder(as_input(x[:2], encoder)).flatten(1).shape[1]
         return CosineMap(encoder if self.module is None else self.module, dim, len(self.classes_))
 
+    @torch.no_grad()
     def _fit_density(self, latent_map, rows, learnt, columns, train) -> QuadraticDensity:
-        """Density of each class that there are training rows of."""
-        with torch.no_grad():
-            dim = latent_map(as_input(rows.take(train[:1]), latent_map)).shape[1]
-            moments = ClassMoments(len(learnt), dim)
-            for positions, batch in rows.batches(self.batch_size_, train):
-                features = latent_map(as_input(batch, latent_map))
-                numbers = learnt.renumber(columns[train[positions]])
-                moments.update(features, torch.as_tensor(numbers))
-        if self.density == "gaussian":
-            density = densities.gaussian(moments)
-        else:
-            density = getattr(densities, self.density)(moments, self.n_components)
+        """Density of each class that there are training rows of, some classes at a time."""
+        dim = latent_map(as_input(rows.take(train[:1]), latent_map)).shape[1]
+        has_own = self.density != "distance"  # a covariance of each class
+        n_together = max(1, COVARIANCE_BYTES // (8 * dim**2)) if has_own else len(learnt)
+        numbers = learnt.renumber(columns[train])
+        parts = []
+        for first in range(0, len(learnt), n_together):
+            here = (numbers >= first) & (numbers < first + n_together)
+            n_classes = min(n_together, len(learnt) - first)
+            moments = ClassMoments(n_classes, dim, of_each=has_own)
+            of_rows = torch.as_tensor(numbers[here] - first)
+            for positions, batch in rows.batches(self.batch_size_, train[here]):
+                moments.update(latent_map(as_input(batch, latent_map)), of_rows[positions])
+            if self.density == "gaussian":
+                parts.append(densities.gaussian(moments))
+            else:
+                parts.append(getattr(densities, self.density)(moments, self.n_components))
+        density = parts[0] if len(parts) == 1 else QuadraticDensity.join(parts)
         return density.to(module_device(latent_map))
 
 

@@ -8,22 +8,32 @@ the released program's distance in a PCA subspace differ only in how these are c
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 VARIANCE_FLOOR = 1e-6  # of a class, as a share of the mean variance of all features
 
 
 class ClassMoments:
-    """Running count, mean and covariance of the features of each class, in float64."""
+    """Running count, mean and covariance of the features of each class, in float64.
 
-    def __init__(self, n_classes: int, dim: int):
+    Parameters
+    ----------
+    n_classes, dim : int
+        Number of classes and of features.
+    of_each : bool, default=True
+        Whether each class has a covariance, or all of them one alone.
+    """
+
+    def __init__(self, n_classes: int, dim: int, *, of_each: bool = True):
         self.counts = torch.zeros(n_classes, dtype=torch.float64)
         self.sums = torch.zeros(n_classes, dim, dtype=torch.float64)
-        self.products = torch.zeros(n_classes, dim, dim, dtype=torch.float64)
+        self.products = torch.zeros(n_classes if of_each else 1, dim, dim, dtype=torch.float64)
 
     def update(self, features: Float[Tensor, "batch dim"], classes: Int[Tensor, " batch"]) -> None:
         """Add a batch of features."""
@@ -32,7 +42,7 @@ class ClassMoments:
             rows = features[classes == c]
             self.counts[c] += len(rows)
             self.sums[c] += rows.sum(0)
-            self.products[c] += rows.T @ rows
+            self.products[c if len(self.products) > 1 else 0] += rows.T @ rows
 
     @property
     def means(self) -> Float[Tensor, "classes dim"]:
@@ -91,6 +101,26 @@ class QuadraticDensity(nn.Module):
         )
         return self.offset - 0.5 * (inside + self.residual_weight * squared_distance)
 
+    @classmethod
+    def join(cls, parts: "Sequence[QuadraticDensity]") -> "QuadraticDensity":
+        """Join densities of some classes each, in their order."""
+        k = max(part.axes.shape[2] for part in parts)
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        def padded(name: str) -> Tensor:
+            short = [(getattr(part, name), k - part.axes.shape[2]) for part in parts]
+            return torch.cat([functional.pad(value, (0, missing)) for value, missing in short])
+
+        return cls(
+            joined("means"),
+            padded("axes"),
+            padded("weights"),
+            joined("residual_weight"),
+            joined("offset"),
+        )
+
 
 def ppca(moments: ClassMoments, n_components: int | float) -> QuadraticDensity:
     """Probabilistic PCA per class (Tipping & Bishop 1999).
@@ -113,7 +143,8 @@ def ppca(moments: ClassMoments, n_components: int | float) -> QuadraticDensity:
     k = max(int(ranks.max()), 1)
     offset = -0.5 * (variances.log().sum(1) + dim * math.log(2 * math.pi))
     weights = (1 / variances - 1 / noise)[:, :k]
-    return QuadraticDensity(moments.means, axes[:, :, :k], weights, 1 / noise[:, 0], offset)
+    kept = axes[:, :, :k].clone()  # a view would keep all of them
+    return QuadraticDensity(moments.means, kept, weights, 1 / noise[:, 0], offset)
 
 
 def gaussian(moments: ClassMoments) -> QuadraticDensity:

@@ -139,7 +139,9 @@ class Realigner:
         best = None
         with (
             seeded(seed, module_device(self.latent_map)),
-            tqdm(total=self.n_steps, desc="realign", disable=not self.verbose) as self.bar,
+            tqdm(
+                total=self.n_steps, desc="realign", disable=not self.verbose, leave=False
+            ) as self.bar,
         ):
             for _ in range(self.max_epochs):
                 if self._progress >= 1:
