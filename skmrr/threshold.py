@@ -5,6 +5,8 @@ from numbers import Real
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skmrr._sklearn import HasMethods, Interval, fit_context
@@ -112,17 +114,17 @@ class FixedThresholdDetector(RiskMixin, BaseEstimator):
     def score_samples(self, X, *, labels=None):
         """Log-survival by the detector, ndarray of shape (n_samples,).
 
-        A Pipeline hands `labels` on where metadata routing is enabled, and its detector asks for
-        them by ``set_decision_function_request(labels=True)``.
+        Of a Pipeline the last step is given `labels`, whether metadata routing is enabled or not.
         """
         check_is_fitted(self, "estimator_")
         if labels is None:
             return self.estimator_.score_samples(X)
-        if not hasattr(self.estimator_, "steps"):
-            return self.estimator_.score_samples(X, labels=labels)
-        # of a Pipeline's methods this one hands on what it is given
-        threshold = self.estimator_.steps[-1][1].offset_
-        return self.estimator_.decision_function(X, labels=labels) + threshold
+        inner = self.estimator_
+        inner = inner.estimator if isinstance(inner, FrozenEstimator) else inner
+        if not isinstance(inner, Pipeline):
+            return inner.score_samples(X, labels=labels)
+        X = inner[:-1].transform(X) if len(inner) > 1 else X
+        return inner[-1].score_samples(X, labels=labels)
 
     @property
     def n_features_in_(self) -> int:
