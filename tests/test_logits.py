@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skmrr import LatentDefender, LogitsOf, MarginDetector, MRREnsemble
-from skmrr.baselines import EnergyDetector
+from skmrr.baselines import EnergyDetector, MahalanobisDetector
 
 from .table import SHARED
 
@@ -117,3 +117,43 @@ def test_energy_of_normalised_logits_is_refused(net, digits):
     with pytest.raises(ValueError, match="log-probabilities"):
         EnergyDetector(nn.Sequential(net, nn.LogSoftmax(1))).fit(*digits)
     MarginDetector(nn.Sequential(net, nn.LogSoftmax(1))).fit(*digits)
+
+
+def exported(network, x):
+    batch = torch.export.Dim("batch", min=2)
+    return torch.export.export(network, (x,), dynamic_shapes=({0: batch},)).module()
+
+
+# Networks that can be asked, but neither looked into nor trained
+HIDDEN = {
+    "scripted": lambda network, x: torch.jit.script(network),
+    "traced": torch.jit.trace,
+    "exported": exported,
+    "quantised": lambda network, x: torch.ao.quantization.quantize_dynamic(network, {nn.Linear}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls some of these outdated
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_network_without_layers_is_asked_or_refused_with_the_cure(net, digits, kind):
+    X, y = digits[0][:400], digits[1][:400]
+    hidden = HIDDEN[kind](copy.deepcopy(net), torch.as_tensor(X[:4]))
+    risk = MarginDetector(hidden, **SHARED).fit(X, y).risk(X)
+    # eight bits of a weight move a logit a little
+    atol = 0.2 if kind == "quantised" else 1e-5
+    np.testing.assert_allclose(risk, MarginDetector(net, **SHARED).fit(X, y).risk(X), atol=atol)
+    for detector in (MRREnsemble(hidden, **SHARED), MahalanobisDetector(hidden, **SHARED)):
+        with pytest.raises(ValueError, match="give the one that it was made from"):
+            detector.fit(X, y)
+    if kind in ("scripted", "traced"):
+        with pytest.raises(TypeError, match="give the network that it was made from"):
+            MahalanobisDetector(hidden, layer="4", **SHARED).fit(X, y)
+
+
+def test_several_inputs_need_a_module_around_them(net, digits):
+    class Masked(nn.Module):
+        def forward(self, x, mask):
+            return net(x * mask)
+
+    with pytest.raises(ValueError, match="several inputs needs a module around it"):
+        MarginDetector(Masked()).fit(*digits)

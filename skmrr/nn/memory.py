@@ -34,7 +34,7 @@ def rows_at_once(network: nn.Module, x: Tensor) -> int:
         largest = max(largest, sum(part.numel() * part.element_size() for part in tensors))
 
     for layer in copied.modules():
-        if not any(layer.children()):
+        if not any(layer.children()) and not isinstance(layer, torch.jit.ScriptModule):
             layer.register_forward_hook(measure)
     copied(as_input(x, copied).clone())
     return max(1, min(MOST_ROWS, PASS_BYTES * len(x) // (STEP_COPIES * largest)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skmrr.nn.layers import replace_layer
-from skmrr.nn.placement import as_input, module_device
+from skmrr.nn.placement import as_input, module_device, module_dtype
 from skmrr.nn.tapped import INPUT, head_input, shared_copy, trainable_copy
 
 # Layers by what learns its number of inputs from what it is given first
@@ -47,6 +47,7 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
         If the network does not run with fewer channels.
     """
     narrowed = trainable_copy(network)
+    dtype = module_dtype(narrowed, torch.float32)
     head = head_input(network, x).removesuffix(INPUT)
     replaced: list[str] = []
     for name, part in list(narrowed.named_modules()):
@@ -63,7 +64,7 @@ def narrow(network: nn.Module, width: float, x: Tensor) -> nn.Module:
                 "or give defenders=[…] with modules of your own."
             )
     whole = shared_copy(network)
-    narrowed.to(module_device(network)).eval()
+    narrowed.to(module_device(network), dtype).eval()
     try:
         with torch.no_grad():
             if narrowed(as_input(x[:2], narrowed)).shape != whole(as_input(x[:2], whole)).shape:

@@ -178,6 +178,11 @@ class LayerChange(nn.Module, ABC):
 def attach(network: nn.Module, name: str, hook) -> None:
     """Attach a hook to the layer at `name`, at its input if the name ends in ``":input"``."""
     layer = find_layer(network, name.removesuffix(INPUT))
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise TypeError(
+            f"layer={name!r} is scripted or traced, which nobody can look into: give the network "
+            "that it was made from."
+        )
     is_input = name.endswith(INPUT)
     (layer.register_forward_pre_hook if is_input else layer.register_forward_hook)(hook)
 
