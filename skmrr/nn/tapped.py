@@ -102,7 +102,7 @@ def own_copy(network: nn.Module) -> nn.Module:
     return _copied(network, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _copied(network: nn.Module, memo: dict[int, object]) -> nn.Module:
+def _copied(network: nn.Module, memo: dict[Any, object]) -> nn.Module:
     for part in network.modules():
         if unwrapped(part) is not part:
             memo[id(part)] = copy.deepcopy(unwrapped(part), memo)
