@@ -229,7 +229,7 @@ def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector
         "learning_rate": 3e-3,
     }
     if problem.name == "cifar10":
-        template |= {"max_epochs": 8, "training_batch_size": 128}
+        template |= {"max_epochs": 4, "training_batch_size": 128}
     if quick:
         template["max_epochs"] = 2
     if problem.name == "imagenette":
