@@ -65,9 +65,12 @@ def table1_report(
         "flagged": outcome.flagged,
         "cost": pd.concat(costs, ignore_index=True),
     }
+    alone, title = "", "Table 1: attacks on the victim alone"
+    if run.detectors is not None and set(run.detectors) <= set(OURS):
+        alone, title = "-ours", f"{title}, this package's detectors"
     return Report(
-        f"table1-{name}",
-        f"Table 1: attacks on the victim alone, {name}",
+        f"table1-{name}{alone}",
+        f"{title}, {name}",
         table1_text(run, frames),
         frames,
         {
