@@ -28,6 +28,7 @@ from skmrr.bench.sizes import EPS, PAPER_TABLE1, QUICK, SIZES
 from skmrr.bench.systems import (
     CERTIFIED,
     ENSEMBLE,
+    OURS,
     WITH_NOISE,
     detectors_on,
     fit_all,
@@ -395,7 +396,8 @@ def small_run(tmp_path_factory):
             options = ["--quick", "--seeds", "1", "--attacked", "12", "--adaptive", "2"]
             words = ["bench", measure, *options, "--output", folder, "--threads", "1", *chosen]
             printed = succeed(patch, *words)
-            home = folder / f"{measure}-digits{f'-effort{effort}' * (effort > 1)}"
+            ours = "-ours" * (measure == "table1" and set(detectors) <= set(OURS))
+            home = folder / f"{measure}-digits{ours}{f'-effort{effort}' * (effort > 1)}"
             assert (home / "report.md").read_text("utf-8") in printed
             assert f"written to {home}" in printed
             return home
@@ -407,6 +409,7 @@ def test_table1_writes_its_report(small_run):
     home = small_run("table1", "max-softmax", "energy")
     assert {path.name for path in home.iterdir()} == {
         "detection.csv", "detection.json", "flagged.csv", "flagged.json", "cost.csv", "cost.json",
+        "harmless.csv", "harmless.json",
         "roc_worst_case.png", "cost.png", "provenance.json", "report.md",
     }  # fmt: skip
     detection = pd.read_csv(home / "detection.csv")
@@ -424,7 +427,14 @@ def test_table1_writes_its_report(small_run):
     assert origin["seeds"] == [1]
     assert "| worst case |" in text
     assert "### Through channels" in text
+    assert "### Harmless changes" in text
     assert "Quick: trained for a moment" in text
+
+
+def test_a_table_of_ours_alone_is_another_one(small_run):
+    home = small_run("table1", CERTIFIED)
+    text = (home / "report.md").read_text("utf-8")
+    assert text.startswith("## Table 1: attacks on the victim alone, this package's detectors")
 
 
 def test_again_it_comes_from_the_cache(small_run, monkeypatch):

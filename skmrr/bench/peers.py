@@ -13,11 +13,13 @@ from skmrr.bench.table1 import (
     costs_of,
     detection_of,
     fitted_problems,
+    harmless_of,
+    harmless_text,
     in_channel,
     in_round_numbers,
     table1_report,
 )
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive, flag_rates, over_seeds
+from skmrr.evaluation import certified_success_rate, evaluate_adaptive
 from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
@@ -37,10 +39,7 @@ def peers(run: Run) -> Report:
         seed = problem.seed
         by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
-        run.tell(seed, "harmless changes")
-        detectors = {name: system.detector for name, system in fitted.items()}
-        X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
-        harmless.append(run.memory.cache(flag_rates)(detectors, X, y).assign(seed=seed))
+        harmless.append(harmless_of(run, problem, fitted))
         X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
             run.tell(seed, f"attacks on {detector}")
@@ -57,12 +56,8 @@ def peers(run: Run) -> Report:
                     security_parameters=(ADAPTIVE_SP,),
                 )
                 bounds.append(frame.assign(detector=detector, seed=seed))
-    first = table1_report(run, by_seed, costs)
-    frames = {
-        **first.frames,
-        "adaptive": pd.concat(success, ignore_index=True),
-        "harmless": pd.concat(harmless, ignore_index=True),
-    }
+    first = table1_report(run, by_seed, costs, harmless)
+    frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)
     pooled = pooled_success(frames["adaptive"])
@@ -79,20 +74,6 @@ def peers(run: Run) -> Report:
         + harmless_text(frames["harmless"])
     )
     return Report(f"peers-{name}", f"All detectors, {name}", text, frames, first.pictures)
-
-
-def harmless_text(harmless: pd.DataFrame) -> str:
-    """Markdown of how often each detector flags what is harmless, at SP 5 %."""
-    part = harmless[harmless["security_parameter"] == ADAPTIVE_SP]
-    names = part["change"] + " " + part["severity"].map(str)
-    part = part.assign(change=names.str.removesuffix(" 0"))
-    shares = over_seeds(part, ["change", "detector"], ["flagged"])["flagged"]
-    shown = shares.apply(lambda r: spread(r["mean"], r["min"], r["max"]), axis=1)
-    return (
-        "Share of images flagged at SP 5 % after a harmless change, of those that the victim still "
-        "classifies rightly: 1 mild, 2 moderate, 3 as strong as is still harmless "
-        "(`skmrr.harmless.SEVERITIES`).\n\n" + markdown(shown.unstack("detector", sort=False))
-    )
 
 
 def adaptive_success(

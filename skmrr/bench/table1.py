@@ -19,6 +19,7 @@ from skmrr.evaluation import (
     DetectionRocDisplay,
     check_disjoint,
     fitted_bytes,
+    flag_rates,
     over_seeds,
     scoring_cost,
 )
@@ -38,11 +39,12 @@ HIGHEST_DRAWN = 0.9999  # a logit axis has no place for 0 and 1
 
 def table1(run: Run) -> Report:
     """Measure how well each detector tells clean images from each attack at each strength."""
-    by_seed, costs = {}, []
+    by_seed, costs, harmless = {}, [], []
     for problem, fitted in fitted_problems(run):
         by_seed[problem.seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, run.sizes))
-    return table1_report(run, by_seed, costs)
+        harmless.append(harmless_of(run, problem, fitted))
+    return table1_report(run, by_seed, costs, harmless)
 
 
 def fitted_problems(run: Run) -> Iterator[tuple[Problem, dict[str, Fitted]]]:
@@ -55,7 +57,10 @@ def fitted_problems(run: Run) -> Iterator[tuple[Problem, dict[str, Fitted]]]:
 
 
 def table1_report(
-    run: Run, by_seed: dict[int, DetectionEvaluation], costs: list[pd.DataFrame]
+    run: Run,
+    by_seed: dict[int, DetectionEvaluation],
+    costs: list[pd.DataFrame],
+    harmless: list[pd.DataFrame],
 ) -> Report:
     """Join what was measured for each seed."""
     name = run.dataset
@@ -64,6 +69,7 @@ def table1_report(
         "detection": outcome.detection,
         "flagged": outcome.flagged,
         "cost": pd.concat(costs, ignore_index=True),
+        "harmless": pd.concat(harmless, ignore_index=True),
     }
     alone, title = "", "Table 1: attacks on the victim alone"
     if run.detectors is not None and set(run.detectors) <= set(OURS):
@@ -96,6 +102,15 @@ def detection_of(run: Run, problem: Problem, fitted: dict[str, Fitted]) -> Detec
     )
     scores, arrived = score_arrivals(scorers, arrivals)
     return evaluate_scores(scores, arrived, security_parameters=TABLE1_SP)
+
+
+def harmless_of(run: Run, problem: Problem, fitted: dict[str, Fitted]) -> pd.DataFrame:
+    """Share of clean images that each detector flags after a harmless change."""
+    run.tell(problem.seed, "harmless changes")
+    detectors = {name: system.detector for name, system in fitted.items()}
+    n = run.sizes.n_changed
+    frame = run.memory.cache(flag_rates)(detectors, problem.X_test[:n], problem.y_test[:n])
+    return frame.assign(seed=problem.seed)
 
 
 def score_samples(detector: BaseDetector, X) -> np.ndarray:
@@ -200,6 +215,8 @@ def table1_text(run: Run, frames: dict[str, pd.DataFrame]) -> str:
             f"detector finds most normal. {pooled}{SAID[name]}",
             *parts,
             channels_text(frames),
+            "### Harmless changes",
+            harmless_text(frames["harmless"]),
             "### Share of clean images flagged at the calibrated threshold",
             markdown(alarms.unstack(["security_parameter", "rows"], sort=False).pipe(_flat)),
             "### Cost",
@@ -248,6 +265,20 @@ def _beside(areas: pd.DataFrame) -> pd.DataFrame:
     """Areas against clean images of the same channel and as they are, by detector and channel."""
     shown = areas["auc"].map(decimal) + " / " + areas["auc_raw"].map(decimal)
     return shown.unstack("channel", sort=False)
+
+
+def harmless_text(harmless: pd.DataFrame) -> str:
+    """Markdown of how often each detector flags what is harmless, at SP 5 %."""
+    part = harmless[harmless["security_parameter"] == TABLE1_SP[-1]]
+    names = part["change"] + " " + part["severity"].map(str)
+    part = part.assign(change=names.str.removesuffix(" 0"))
+    shares = over_seeds(part, ["change", "detector"], ["flagged"])["flagged"]
+    shown = shares.apply(lambda r: spread(r["mean"], r["min"], r["max"]), axis=1)
+    return (
+        "Share of images flagged at SP 5 % after a harmless change, of those that the victim still "
+        "classifies rightly: 1 mild, 2 moderate, 3 as strong as is still harmless "
+        "(`skmrr.harmless.SEVERITIES`).\n\n" + markdown(shown.unstack("detector", sort=False))
+    )
 
 
 def flagged_through(flagged: pd.DataFrame) -> pd.DataFrame:
