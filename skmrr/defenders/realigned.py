@@ -1,6 +1,7 @@
 """Detectors that train a latent map: what the latent and the certified defender share."""
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,6 +16,7 @@ from torch import nn
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
 from skmrr.nn.exploration import Explorer
+from skmrr.nn.learnt_classes import OfLearntClasses
 from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.realignment import Realigner
 from skmrr.nn.replica import LatentMap, class_means
@@ -139,7 +141,8 @@ class RealignedDefender(StatisticDetector):
         x = as_input(x, latent_map)
         with explaining("module", tuple(x.shape[1:])):
             some = _n_together(x[0])
-            latent_map.initialise(x[:some], classes[:some], len(self.classes_))
+            step = math.ceil(len(x) / some)  # the sample goes class by class
+            latent_map.initialise(x[::step], classes[::step], len(self.classes_))
             with torch.no_grad():
                 learnt, numbers = classes.unique(return_inverse=True)
                 features = torch.cat([latent_map(part) for part in x.split(some)])
@@ -158,7 +161,9 @@ class RealignedDefender(StatisticDetector):
     def latent_map_(self) -> LatentMap:
         """The fitted latent map, rows → unit features and logits."""
         statistic = self.statistic_
-        return getattr(statistic, "statistic", statistic).latent_map
+        if isinstance(statistic, OfLearntClasses):
+            statistic = statistic.statistic
+        return statistic.latent_map
 
     def _realign(
         self,
