@@ -42,7 +42,6 @@ from skmrr.defenders import (
 )
 from skmrr.ensemble import MRREnsemble
 from skmrr.nn.placement import seeded
-from skmrr.nn.replica import replicate
 
 ENSEMBLE = "MRREnsemble"
 WITH_NOISE = "MRREnsemble, with noise members"
@@ -90,8 +89,6 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
         # Where the victim is given, the seed draws the images; networks are trained once for all.
         "random_state": problem.seed if problem.name in ("digits", "mnist") else 0,
     }
-    if problem.name == "imagenette":
-        shared["batch_size"] = 8
     detectors = _ours(problem, shared, quick) | _trained_rivals(problem, shared, quick)
     layers, own = LAYERS[problem.name], RIVALS[problem.name]
     # The shallower peers fit by looking at the training rows once.
@@ -230,10 +227,10 @@ def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector
     }
     if problem.name == "cifar10":
         template |= {"max_epochs": 4, "training_batch_size": 128}
+    if problem.name == "imagenette":
+        template |= {"learning_rate": 5e-4, "max_epochs": 4, "training_batch_size": 32}
     if quick:
         template["max_epochs"] = 2
-    if problem.name == "imagenette":
-        return {ENSEMBLE: _halved_ensemble(problem, shared, quick)}
     ensemble = MRREnsemble(estimator=LatentDefender(**template), **shared)
     if CERTIFIED not in detectors_on(problem.name):
         return {ENSEMBLE: ensemble}
@@ -292,19 +289,3 @@ def _trained_rivals(problem: Problem, shared: dict, quick: bool) -> dict[str, Ba
         for name, kind in rivals.items()
         if name in detectors_on(problem.name)
     }
-
-
-def _halved_ensemble(problem: Problem, shared: dict, quick: bool) -> MRREnsemble:
-    """Ensemble whose latent defender sees images of half the side, at a quarter of the cost."""
-    latent = LatentDefender(
-        replicate(nn.Sequential(nn.AvgPool2d(2), problem.victim)),
-        exploration_radius=2 / 255,
-        exploration_steps=1,
-        max_epochs=1 if quick else 4,
-        training_batch_size=32,
-        learning_rate=3e-4,
-        clip_values=(0, 1),
-        batch_size=50,
-    )
-    members = default_defenders(problem.victim, latent=latent)
-    return MRREnsemble(defenders=members, **shared)
