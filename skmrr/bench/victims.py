@@ -1,5 +1,6 @@
 """Victims: trained from a seed, or read from published weights."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,7 +49,7 @@ def outputs(network: Callable, X) -> np.ndarray:
 
 def batch_of(X) -> int:
     """Rows of a batch of images."""
-    return max(1, min(BATCH, BATCH_VALUES // X[0].size))
+    return max(1, min(BATCH, BATCH_VALUES // math.prod(X.shape[1:])))
 
 
 def as_arrays(victim: nn.Module) -> dict[str, np.ndarray]:

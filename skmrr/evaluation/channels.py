@@ -79,7 +79,9 @@ def arrive(
     still = {}
     for name, attack in attacks.items():
         odd = pass_through(change, attack.X, clip_values)
-        fools = (decide(odd) != y[attack.rows]) & is_right[attack.rows]
+        fools = is_right[attack.rows]
+        if len(odd):
+            fools = fools & (decide(odd) != y[attack.rows])
         still[name] = Successes(
             odd[fools],
             attack.rows[fools],
