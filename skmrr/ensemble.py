@@ -383,9 +383,12 @@ def _fit_member(member, classifier, rows: Rows, y, train: np.ndarray, classes: n
     if isinstance(member, StatisticDetector):
         if isinstance(member, MarginDetector):
             member.set_params(classifier=classifier)
+        if isinstance(member, LatentDefender):
+            member._ensemble_classifier = classifier
         shaped = rows.shaped(member.input_shape or rows.input_shape)
         random_state = check_random_state(member.random_state)
         with seeded(draw_seed(check_random_state(member.random_state))):  # as in `fit`
             member._fit_evidence(shaped, y, train, random_state, classes)
+        member.__dict__.pop("_ensemble_classifier", None)
         return member
     return member.fit(rows.part(train), y[train])

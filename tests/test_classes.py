@@ -187,3 +187,26 @@ class Breaking(nn.Module):
     def forward(self, x):
         is_broken = (x[:, 0, 0, 0] - 0.987).abs() < 1e-4
         return self.head(self.body(x)).masked_fill(is_broken[:, None], torch.nan)
+
+
+def test_the_classifier_teaches_classes_that_no_row_shows(net, some):
+    X, y, new, _ = some
+    decided = net(torch.as_tensor(new)).argmax(1)
+    is_unseen = ~np.isin(decided, SEEN)
+
+    def agreement(**params):
+        defender = LatentDefender(
+            replicate(net), max_epochs=30, learning_rate=3e-3, random_state=0, **params
+        ).fit(X[:700], y[:700])
+        with torch.no_grad():
+            logits = defender.latent_map_.features_and_logits(torch.as_tensor(new))[1]
+        return (logits.argmax(1) == decided).numpy()[is_unseen].mean()
+
+    taught = agreement(classifier=net)
+    assert taught > 0.8
+    assert taught > agreement() + 0.1
+    member = LatentDefender(replicate(net), max_epochs=1)
+    members = [("latent", member, 1.0)]
+    ensemble = MRREnsemble(net, defenders=members, calibration_fraction=0, random_state=0)
+    fitted = ensemble.fit(X[:700], y[:700]).named_defenders_["latent"]
+    assert "_ensemble_classifier" not in vars(fitted)

@@ -46,6 +46,31 @@ def test_program_loss_term_by_term(batch):
     torch.testing.assert_close(loss, expected)
 
 
+def test_many_classes_do_not_drown_the_cross_entropy():
+    torch.manual_seed(0)
+    features = nn.functional.normalize(torch.randn(50, 8))
+
+    def pull(n_classes):
+        centres = nn.functional.normalize(torch.randn(n_classes, 8))
+        classes, phi = torch.arange(50) % n_classes, features.clone().requires_grad_(True)
+        loss = RealignmentLoss(centres, torch.arange(n_classes), 0.01, "paper")
+        loss(phi, torch.zeros(50, n_classes), classes).backward()
+        return float(phi.grad.norm(dim=1).mean())
+
+    assert pull(1000) < 2 * pull(10)
+
+
+def test_soft_targets_cluster_by_their_largest_class(batch):
+    features, logits, classes, centres = batch
+    loss = RealignmentLoss(centres[:2], torch.tensor([0, 2]), 0.01, "paper")
+    has_centre = classes != 1
+    soft = nn.functional.one_hot(classes, 3).float()
+    hard = nn.functional.cross_entropy(logits, classes)
+    alone = loss(features[has_centre], torch.zeros(5, 3), classes[has_centre])
+    clustering = alone - nn.functional.cross_entropy(torch.zeros(5, 3), classes[has_centre])
+    torch.testing.assert_close(loss(features, logits, soft), hard + clustering)
+
+
 @pytest.mark.parametrize("clustering", ["paper", "program"])
 def test_realignment_lowers_its_clustering_loss(net, digits, clustering):
     X, y = (torch.as_tensor(part[:900]) for part in digits)

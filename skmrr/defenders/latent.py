@@ -17,7 +17,7 @@ from skmrr.nn.latent_statistics import LatentContrast, LatentLikelihood, LatentM
 from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.placement import as_input, draw_seed, module_device, seeded
 from skmrr.nn.replica import CosineMap, LatentMap, Replica
-from skmrr.nn.tapped import own_copy, shared_copy
+from skmrr.nn.tapped import Tapped, own_copy, shared_copy
 from skmrr.nn.trials import explaining
 
 COVARIANCE_BYTES = 2**28  # of the classes that a density is fitted on at a time
@@ -31,6 +31,9 @@ class LatentDefender(RealignedDefender):
     copy of the classifier itself) is fine-tuned on clean rows until classes are tight and apart
     on the unit sphere. A row that fools the classifier but not the map lies far from the class
     that the classifier names; that mismatch, calibrated on held-out clean rows, is the risk.
+
+    The map learns y. Where the clean rows do not show all of the classifier's classes, it learns
+    the classifier's softmax instead: so rows of a few classes teach how all are told apart.
 
     Parameters of the training, and its attributes, are those of
     `skmrr.defenders.realigned.RealignedDefender`; others that are not listed here are those of
@@ -59,7 +62,8 @@ class LatentDefender(RealignedDefender):
     clustering : {"paper", "program"}, default="paper"
         Clustering loss of the text, or of the authors' released program.
     gamma : float, default=0.01
-        Weight γ of the clustering loss beside the cross-entropy.
+        Weight γ of the clustering loss beside the cross-entropy; of more than ten classes it is
+        lowered in proportion, as the loss is a sum over classes.
     exploration_radius : "auto" or float, default=0.0
         Largest radius, in the units of X, of the ℓ∞ ball around each training row within which
         the map is also trained on the point where it is worst. ``"auto"`` is the size of ±ε noise
@@ -121,6 +125,9 @@ class LatentDefender(RealignedDefender):
         "exploration_steps": [Interval(Integral, 1, None, closed="left")],
     }
 
+    _ensemble_classifier = cast(nn.Module | None, None)
+    """Classifier of the ensemble whose member it is, while it is fitted."""
+
     @property
     def _realigns(self):
         return self.realign
@@ -160,6 +167,7 @@ class LatentDefender(RealignedDefender):
                 random_state,
                 gamma=self.gamma,
                 clustering=self.clustering,
+                teacher=self._teacher(len(learnt)),
             )
         latent_map.requires_grad_(False)
         if statistic == "margin":
@@ -170,6 +178,13 @@ class LatentDefender(RealignedDefender):
         kind = {"contrast": LatentContrast, "likelihood": LatentLikelihood}[statistic]
         density = self._fit_density(latent_map, rows, learnt, columns, train)
         return learnt.widen(kind(latent_map, density))
+
+    def _teacher(self, n_learnt: int) -> Tapped | None:
+        """Classifier that teaches the map, where the rows do not show all of its classes."""
+        classifier = self._ensemble_classifier if self.classifier is None else self.classifier
+        if classifier is None or n_learnt == len(self.classes_):
+            return None
+        return Tapped(classifier, device=self._device())
 
     def _count_logits(self, classifier, rows):
         if classifier is None and isinstance(self.module, LatentMap):

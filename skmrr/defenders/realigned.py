@@ -21,6 +21,7 @@ from skmrr.nn.placement import as_input, draw_seed
 from skmrr.nn.realignment import Realigner
 from skmrr.nn.replica import LatentMap, class_means
 from skmrr.nn.rows import Rows
+from skmrr.nn.tapped import Tapped
 from skmrr.nn.tolerance import noise_tolerance
 from skmrr.nn.trials import explaining
 from skmrr.nn.wording import shortened
@@ -175,6 +176,7 @@ class RealignedDefender(StatisticDetector):
         *,
         gamma: float,
         clustering: str = "paper",
+        teacher: Tapped | None = None,
     ) -> dict[str, list[float]]:
         """Train the map on `data`: rows, class columns, positions of the training rows."""
         rows, columns, train = data
@@ -195,6 +197,7 @@ class RealignedDefender(StatisticDetector):
             gamma=gamma,
             clustering=clustering,
             explorer=explorer,
+            teacher=teacher,
             learning_rate=self.learning_rate,
             max_epochs=self.max_epochs,
             max_time=self.max_time,

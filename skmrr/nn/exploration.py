@@ -132,7 +132,7 @@ class BallExplorer(Explorer):
         if self.former is not None:
             points[n_own:] = self._former_points(x[n_own:], classes[n_own:])
         train_without_dropout(latent_map)
-        return loss_of(torch.cat([x, points]), classes.repeat(2))
+        return loss_of(torch.cat([x, points]), torch.cat([classes, classes]))
 
     def _own_points(self, loss_of, x, classes, indices, progress) -> Tensor:
         """Points where the map itself is worst, and note where the search ended."""

@@ -19,13 +19,19 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from skmrr.nn.exploration import Explorer
-from skmrr.nn.placement import as_input, module_device, seeded
+from skmrr.nn.placement import as_input, module_device, module_dtype, seeded
 from skmrr.nn.replica import LatentMap
 from skmrr.nn.rows import Rows
+from skmrr.nn.tapped import Tapped
+
+PAPER_CLASSES = 10  # of MNIST and CIFAR-10, which the published γ was chosen on
 
 
 class RealignmentLoss(nn.Module):
     """Cross-entropy plus γ times a clustering loss with trainable class centres.
+
+    The published clustering loss is a sum over the other classes. Of more than ten classes γ is
+    lowered in proportion, or the sum would drown the cross-entropy.
 
     Parameters
     ----------
@@ -45,20 +51,27 @@ class RealignmentLoss(nn.Module):
         super().__init__()
         self.centres = nn.Parameter(centres.clone())
         self.register_buffer("learnt", learnt)
-        self.gamma = gamma
+        self.gamma = gamma * (PAPER_CLASSES - 1) / (max(PAPER_CLASSES, len(learnt)) - 1)
         self.cluster = {"paper": self._paper, "program": self._program}[clustering]
 
     def forward(
         self,
         features: Float[Tensor, "batch dim"],
         logits: Float[Tensor, "batch classes"],
-        classes: Int[Tensor, " batch"],
+        targets: Tensor,
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of a batch."""
-        loss = functional.cross_entropy(logits, classes)
+        """Return the mean loss of a batch.
+
+        ``targets`` holds classes, of shape (batch,), or their probabilities, of shape
+        (batch, classes). Rows of a class without a centre do not cluster.
+        """
+        loss = functional.cross_entropy(logits, targets)
         if self.gamma:
-            own = torch.searchsorted(self.learnt, classes)
-            loss = loss + self.gamma * self.cluster(features, own)
+            classes = targets if targets.ndim == 1 else targets.argmax(1)
+            has_centre = torch.isin(classes, self.learnt)
+            own = torch.searchsorted(self.learnt, classes[has_centre])
+            if len(own):
+                loss = loss + self.gamma * self.cluster(features[has_centre], own)
         return loss
 
     def _paper(self, features, classes):
@@ -80,7 +93,12 @@ class RealignmentLoss(nn.Module):
 
 
 class Realigner:
-    """Trains a latent map in place; `skmrr.LatentDefender` documents the parameters."""
+    """Trains a latent map in place; `skmrr.LatentDefender` documents the parameters.
+
+    With a ``teacher``, a classifier, its softmax is what the map learns of each row, not the row's
+    class: so rows of a few classes teach how all of them are told apart (Hinton, Vinyals, Dean
+    2015, "Distilling the Knowledge in a Neural Network").
+    """
 
     def __init__(
         self,
@@ -91,6 +109,7 @@ class Realigner:
         gamma: float,
         clustering: str,
         explorer: Explorer,
+        teacher: Tapped | None = None,
         learning_rate: float,
         max_epochs: int,
         batch_size: int,
@@ -101,6 +120,7 @@ class Realigner:
         self.clustering_loss = RealignmentLoss(centres, learnt, gamma, clustering)
         self.clustering_loss.to(module_device(latent_map))
         self.explorer = explorer
+        self.teacher = teacher
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.max_seconds = math.inf if max_time is None else 60 * max_time
@@ -238,7 +258,15 @@ class Realigner:
         for positions, batch in rows.batches(batch_size, indices):
             picked = torch.as_tensor(indices[positions])
             x = as_input(batch, self.latent_map)
-            yield x, classes[picked].to(x.device), picked
+            yield x, self._targets(batch, classes[picked]).to(x.device), picked
+
+    @torch.no_grad()
+    def _targets(self, batch: Tensor, classes: Tensor) -> Tensor:
+        """Classes of rows, or the teacher's probabilities of each class."""
+        if self.teacher is None:
+            return classes
+        logits = self.teacher(batch.to(module_device(self.teacher))).logits
+        return logits.softmax(1).to(module_dtype(self.latent_map, logits.dtype))
 
 
 def _mean(loss_of, batches) -> float:
