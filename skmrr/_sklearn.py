@@ -14,8 +14,21 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.metaestimators import _BaseComposition as BaseComposition
 
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """There are no callbacks."""
+
+    def with_callbacks(method):
+        """Return the method: there is nothing to tear down."""
+        return method
+
+
 __all__ = [
     "BaseComposition",
+    "CallbackSupportMixin",
     "HasMethods",
     "Interval",
     "Options",
@@ -24,4 +37,5 @@ __all__ = [
     "check_pandas_support",
     "fit_context",
     "validate_params",
+    "with_callbacks",
 ]

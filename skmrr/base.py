@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from skmrr._sklearn import Interval, StrOptions, fit_context
 from skmrr.calibration import ConformalSurvival
+from skmrr.callbacks import begin
 from skmrr.harmless import bind
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.defended import DefendedClassifier
@@ -194,11 +195,12 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         that they look more normal than clean data ever will again: a threshold set on them
         understates the false alarms.
         """
+        task = begin(self)
         before = dict(vars(self))
         try:
             # A dataset may change its rows at random, each time they are read.
             seed = draw_seed(check_random_state(self.random_state))
-            with torch.inference_mode(False), torch.enable_grad(), seeded(seed):
+            with torch.inference_mode(False), torch.enable_grad(), seeded(seed), task.told():
                 return self._fit(X, y, labels)
         except BaseException:
             # Interrupted or refused: what was fitted before stays whole.

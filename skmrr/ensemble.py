@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch, check_random_state
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from skmrr._sklearn import BaseComposition, Interval, StrOptions, check_pandas_support
 from skmrr.base import BaseDetector, StatisticDetector
 from skmrr.calibration import ConformalSurvival
+from skmrr.callbacks import current
 from skmrr.defenders.defaults import default_defenders
 from skmrr.defenders.latent import LatentDefender
 from skmrr.defenders.margin import MarginDetector
@@ -232,6 +233,10 @@ class MRREnsemble(BaseComposition, BaseDetector):
             )
         return self.defenders
 
+    @property
+    def _n_parts(self):
+        return None if self.defenders is None else len(self.defenders)
+
     def _check_shape(self, shape):
         for _, member, _ in self._members() if self.defenders is not None else ():
             if not isinstance(member, Pipeline) and not is_frozen(member):
@@ -295,36 +300,52 @@ class MRREnsemble(BaseComposition, BaseDetector):
             for member in new
         )
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
+        is_alone = effective_n_jobs(self.n_jobs) == 1  # members tell callbacks of their own parts
         results = []
         with tqdm(total=len(new), disable=not self.verbose) as bar:
             for name, member in zip(self.member_names_, members, strict=True):
-                if not is_frozen(member):
-                    bar.set_description(f"fitting {name}")
-                    member = next(fitted)
-                    bar.update()
-                results.append(member)
+                if is_frozen(member):
+                    results.append(member)
+                    continue
+                bar.set_description(f"fitting {name}")
+                with self._part(name, member if is_alone else None):
+                    results.append(next(fitted))
+                bar.update()
         return results
+
+    def _part(self, name: str, member):
+        """Part of the fit, in which a member tells callbacks of its own parts."""
+        begins = isinstance(member, StatisticDetector)  # `_fit_member` does not call its fit
+        return current(self).part(name, member, begins=begins)
 
     def _fit_chain(self, members, rows, y, train) -> list:
         """Fit one after the other, each latent defender on rows that those before it have moved."""
         moved = rows.take(train)
         numbers = torch.as_tensor(np.unique(y[train], return_inverse=True)[1])
-        for member in tqdm(members, desc="fitting members", disable=not self.verbose):
-            if isinstance(member, LatentDefender):
-                here = Rows(moved.numpy(), trusted=True)
-                every = np.arange(len(moved))
-                _fit_member(member, self.classifier, here, y[train], every, self.classes_)
-                moved = move_apart(
-                    moved,
-                    numbers,
-                    member.latent_map_,
-                    step=None if self.chain == "gradient" else self.chain,
-                    clip_values=self.clip_values,
-                    batch_size=self.batch_size_,
-                )
-            elif not is_frozen(member):
-                _fit_member(member, self.classifier, rows, y, train, self.classes_)
+        named = zip(self.member_names_, members, strict=True)
+        bar = tqdm(named, total=len(members), desc="fitting members", disable=not self.verbose)
+        for name, member in bar:
+            with self._part(name, None if is_frozen(member) else member):
+                moved = self._fit_link(member, rows, y, train, moved, numbers)
         return members
+
+    def _fit_link(self, member, rows, y, train, moved, numbers) -> torch.Tensor:
+        """Fit a member of the chain, and return where the rows have moved after it."""
+        if isinstance(member, LatentDefender):
+            here = Rows(moved.numpy(), trusted=True)
+            every = np.arange(len(moved))
+            _fit_member(member, self.classifier, here, y[train], every, self.classes_)
+            moved = move_apart(
+                moved,
+                numbers,
+                member.latent_map_,
+                step=None if self.chain == "gradient" else self.chain,
+                clip_values=self.clip_values,
+                batch_size=self.batch_size_,
+            )
+        elif not is_frozen(member):
+            _fit_member(member, self.classifier, rows, y, train, self.classes_)
+        return moved
 
     def _fit_calibration(self, values, columns):
         """Calibrate the members on one half of the rows, the fusion on the other."""

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from skmrr._sklearn import Interval, StrOptions, fit_context
+from skmrr.callbacks import begin
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.layer_features import LayerFeatures
 from skmrr.nn.members import NetworkStep
@@ -115,18 +116,19 @@ class FeatureExtractor(TransformerMixin, RowReader, NetworkEstimator):
             If a layer is unknown, the model cannot take the rows, X holds NaN or infinity, or a
             value leaves `clip_values`.
         """
-        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
-        if not names:
-            raise ValueError("layer=[] names no layer; name at least one.")
-        network = Tapped(self.model, names, self._device())
-        rows = self._read_rows(X, reset=True)
-        self.reader_ = NetworkStep(network, LayerFeatures(network.names, self.pooling))
-        with explaining("The model", rows.shape), torch.no_grad():
-            self._rows_at_once = rows_at_once(self.model, rows.take([0, 0]))
-            outputs = network(rows.take([0, 0])).outputs
-        parts = zip(names, self.reader_.reader.by_layer(outputs), strict=True)
-        self.layer_widths_ = {name: part.shape[1] for name, part in parts}
-        self.n_features_out_ = sum(self.layer_widths_.values())
+        with begin(self).told():
+            names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
+            if not names:
+                raise ValueError("layer=[] names no layer; name at least one.")
+            network = Tapped(self.model, names, self._device())
+            rows = self._read_rows(X, reset=True)
+            self.reader_ = NetworkStep(network, LayerFeatures(network.names, self.pooling))
+            with explaining("The model", rows.shape), torch.no_grad():
+                self._rows_at_once = rows_at_once(self.model, rows.take([0, 0]))
+                outputs = network(rows.take([0, 0])).outputs
+            parts = zip(names, self.reader_.reader.by_layer(outputs), strict=True)
+            self.layer_widths_ = {name: part.shape[1] for name, part in parts}
+            self.n_features_out_ = sum(self.layer_widths_.values())
         return self
 
     @torch.no_grad()

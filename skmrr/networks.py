@@ -9,10 +9,11 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from skmrr._sklearn import CallbackSupportMixin
 from skmrr.nn.placement import resolve_device
 
 
-class NetworkEstimator(BaseEstimator):
+class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     """Estimator whose parameters may be networks, and whose rows may be anything torch reads.
 
     Networks given as parameters are shared by ``clone``: they are read only, and a copy per
@@ -21,6 +22,11 @@ class NetworkEstimator(BaseEstimator):
     Classes and functions of a notebook or script pickle with them, so that other processes know
     them; such hashes hold within one process alone.
     """
+
+    @property
+    def _n_parts(self) -> int | None:
+        """How many parts of a fit callbacks are told of; None where that is not known yet."""
+        return 0
 
     def __sklearn_clone__(self):
         """Clone as scikit-learn does, but share the networks."""

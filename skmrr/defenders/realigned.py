@@ -15,6 +15,7 @@ from torch import nn
 
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
+from skmrr.callbacks import current
 from skmrr.nn.exploration import Explorer
 from skmrr.nn.learnt_classes import OfLearntClasses
 from skmrr.nn.placement import as_input, draw_seed
@@ -107,6 +108,10 @@ class RealignedDefender(StatisticDetector):
     @abstractmethod
     def _realigns(self) -> bool:
         """Whether fit trains the map."""
+
+    @property
+    def _n_parts(self):
+        return self.max_epochs if self._realigns else 0
 
     @abstractmethod
     def _new_map(self, x: torch.Tensor, random_state) -> LatentMap:
@@ -202,6 +207,7 @@ class RealignedDefender(StatisticDetector):
             max_epochs=self.max_epochs,
             max_time=self.max_time,
             batch_size=self.training_batch_size,
+            task=current(self),
             verbose=self.verbose,
         )
         return realigner.fit(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from skmrr.callbacks import Task
 from skmrr.nn.exploration import Explorer
 from skmrr.nn.placement import as_input, module_device, module_dtype, seeded
 from skmrr.nn.replica import LatentMap
@@ -114,6 +115,7 @@ class Realigner:
         max_epochs: int,
         batch_size: int,
         max_time: float | None = None,
+        task: Task,
         verbose: bool,
     ):
         self.latent_map = latent_map
@@ -124,6 +126,7 @@ class Realigner:
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.max_seconds = math.inf if max_time is None else 60 * max_time
+        self.task = task
         self.verbose = verbose
         self.learning_rate = learning_rate
         parameters = [*latent_map.parameters(), *self.clustering_loss.parameters()]
@@ -157,6 +160,7 @@ class Realigner:
         self.step, self.start = 0, time.monotonic()
         shuffle = np.random.RandomState(seed)
         best = None
+        is_over = False
         with (
             seeded(seed, module_device(self.latent_map)),
             tqdm(
@@ -164,32 +168,34 @@ class Realigner:
             ) as self.bar,
         ):
             for _ in range(self.max_epochs):
-                if self._progress >= 1:
+                if is_over or self._progress >= 1:
                     break
-                batches = takewhile(
-                    lambda _: self._progress < 1,
-                    self._read(rows, classes, shuffle.permutation(train)),
-                )
-                history["loss"].append(_mean(self._step, batches))
-                if not np.isfinite(history["loss"][-1]):
-                    raise FloatingPointError(
-                        f"The training loss is {history['loss'][-1]} after {len(history['loss'])} "
-                        "epochs: lower learning_rate, or look for rows of X far beyond the others."
-                    )
-                # While what is explored grows, the clean loss rises for that reason.
-                if len(held_out) == 0 or self._progress < self.explorer.ramp:
-                    continue
-                losses = history["held_out_loss"]
-                losses.append(_mean(self._clean_loss, self._read(rows, classes, held_out)))
-                best_epoch = int(np.argmin(losses))
-                if best_epoch == len(losses) - 1:
-                    best = copy.deepcopy(self.latent_map.state_dict())
-                elif len(losses) - 1 - best_epoch >= patience:
-                    break
+                with self.task.part("epoch") as epoch:
+                    history["loss"].append(self._epoch(rows, classes, shuffle.permutation(train)))
+                    # While what is explored grows, the clean loss rises for that reason.
+                    if len(held_out) > 0 and self._progress >= self.explorer.ramp:
+                        losses = history["held_out_loss"]
+                        losses.append(_mean(self._clean_loss, self._read(rows, classes, held_out)))
+                        age = len(losses) - 1 - int(np.argmin(losses))
+                        if age == 0:
+                            best = copy.deepcopy(self.latent_map.state_dict())
+                        is_over = age >= patience
+                is_over |= epoch.is_last
         if best is not None:
             self.latent_map.load_state_dict(best)
         self.latent_map.eval()
         return history
+
+    def _epoch(self, rows, classes, order) -> float:
+        """Train on rows in an order, as far as time allows; return the mean loss."""
+        batches = takewhile(lambda _: self._progress < 1, self._read(rows, classes, order))
+        loss = _mean(self._step, batches)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"The training loss is {loss} after {self.step} steps: lower learning_rate, or "
+                "look for rows of X far beyond the others."
+            )
+        return loss
 
     @property
     def _progress(self) -> float:
