@@ -24,6 +24,8 @@ LAYERS = [
     {"base", "features"},
     {"joining", "defenders", "baselines"},
     {"ensemble"},
+    {"records"},
+    {"persistence"},
     {"evaluation", "art"},
     {"bench"},
     {"cli"},
