@@ -28,6 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skmrr.harmless import Change
+from skmrr.joining import unfrozen
 from skmrr.nn.audit import dict_of, is_text, is_whole, list_of
 from skmrr.nn.fingerprint import content, fingerprint, fingerprint_of_weights
 from skmrr.nn.known import add_known
@@ -297,11 +298,8 @@ def _check_givens(document: dict, givens: dict[str, nn.Module]) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name} must be an nn.Module, not a {type(network).__name__}.")
         # Of another torch a layer may have other settings; the trial tells whether these matter.
-        own, is_same = _hashes(network), True
-        is_same = own["weights"] == expected[name]["weights"]
-        if same_torch:
-            is_same = own == expected[name]
-        if not is_same:
+        own, hashes = _hashes(network), HASHES if same_torch else ("weights",)
+        if any(own[key] != expected[name][key] for key in hashes):
             raise ValueError(
                 f"{name} is another network than the one that the detector was fitted with: give "
                 "that one, with the same weights, data type and wrapper."
@@ -320,11 +318,12 @@ def _device(name: str, classifier: nn.Module | None) -> torch.device:
 
 def _trial(detector) -> list[float] | None:
     """Scores of two made-up rows; None where there are none, as before the calibration."""
-    first = detector
-    while not hasattr(first, "input_shape"):
-        first = first.steps[0][1] if isinstance(first, Pipeline) else first.estimator_
+    first = getattr(detector, "estimator_", detector)
+    first = unfrozen(first)
+    first = first.steps[0][1] if isinstance(first, Pipeline) else first
     shape = getattr(first, "input_shape_", None) or (first.n_features_in_,)
-    low, high = (0.0, 1.0) if first.clip_values is None else first.clip_values
+    clip_values = getattr(first, "clip_values", None)
+    low, high = (0.0, 1.0) if clip_values is None else clip_values
     steps = np.arange(2 * int(np.prod(shape)), dtype=np.float64)
     rows = low + (high - low) * (0.5 + 0.5 * np.sin(1.7 * steps))
     with warnings.catch_warnings():

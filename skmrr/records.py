@@ -87,7 +87,9 @@ def networks_of(estimator, trail: tuple[str, ...] = ()) -> Iterator[tuple[str, b
         The network.
     """
     parameters = estimator.get_params(deep=False) if isinstance(estimator, BaseEstimator) else {}
-    for name, value in vars(estimator).items():
+    # Parameters first: what is fitted is named only if no parameter is it.
+    for name in sorted(vars(estimator), key=lambda name: name not in parameters):
+        value = vars(estimator)[name]
         if isinstance(value, nn.Module) and name in parameters:
             is_read = name == CLASSIFIER or isinstance(estimator, FeatureExtractor)
             yield "__".join((*trail, name)), is_read, value

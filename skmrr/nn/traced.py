@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, Tracer
 
 from skmrr.nn.interval_rules import FUNCTION_RULES, METHOD_RULES
 from skmrr.nn.known import FUNCTIONS
@@ -30,7 +30,8 @@ def write_graph(graph: Graph) -> list:
         if isinstance(argument, Node):
             return {"node": positions[argument]}
         if isinstance(argument, list | tuple):
-            return {type(argument).__name__: [write(part) for part in argument]}
+            kind = "tuple" if isinstance(argument, tuple) else "list"
+            return {kind: [write(part) for part in argument]}
         if argument is None or isinstance(argument, bool | int | float | str):
             return argument
         raise TypeError(f"{argument!r} is no number, string or step")
@@ -54,7 +55,7 @@ def read_graph(steps: list) -> Graph:
         If a step is none, or names what graphs may not hold. Torch turns a graph into Python code:
         nothing but names and numbers may get there.
     """
-    graph = Graph()
+    graph = Graph(tracer_cls=Tracer)
     nodes: list[Node] = []
 
     def read(argument: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from skmrr.nn.fingerprint import COMMON, PLAIN, content, settings
 from skmrr.nn.known import FUNCTIONS, known_name
+from skmrr.nn.placement import is_dense
 from skmrr.nn.stacking import MarginStack
 from skmrr.nn.tapped import HALVES, LayerChange, Tap, Tapped, unwrapped
 from skmrr.nn.traced import write_graph
@@ -132,7 +133,7 @@ class Writer:
             "given": self._given_tensors.get(id(tensor)),
             "shared": id(tensor) in self._given_tensors,
             "dtype": str(tensor.dtype),
-            "strides": list(tensor.stride()) if _is_dense(tensor) else None,
+            "strides": list(tensor.stride()) if is_dense(tensor) else None,
             "parameter": isinstance(tensor, nn.Parameter),
             "requires_grad": tensor.requires_grad and tensor.is_leaf,
         }
@@ -217,11 +218,6 @@ class Writer:
 def _digest(tensor: Tensor) -> bytes:
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
     return hashlib.sha256(head + content(tensor)).digest()
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return 0 < tensor.numel() == extent
 
 
 def _is_hooked(module: nn.Module) -> bool:
