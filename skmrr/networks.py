@@ -63,6 +63,10 @@ class NetworkEstimator(BaseEstimator):
 _PACKED = "packed"  # where the packed state stands in a pickled one
 _is_packing: ContextVar[bool] = ContextVar("is_packing", default=False)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+NUMBERED = (
+    *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
+    "_forward_hooks_always_called",
+)
 
 
 class _Packed:
@@ -111,9 +115,9 @@ class _ValuePickler(cloudpickle.Pickler):
         if type(obj) is Bunch:
             return Bunch, (), None, None, iter(_canonical(dict(obj)).items())
         if isinstance(obj, nn.Module | BaseEstimator | Tap):
-            function, arguments, *state = obj.__reduce_ex__(4)
+            reduced = obj.__reduce_ex__(4)
             in_order = isinstance(obj, BaseEstimator)
-            return function, arguments, *(_canonical(part, in_order) for part in state)
+            return *reduced[:2], *(_canonical(part, in_order) for part in reduced[2:])
         return super().reducer_override(obj)
 
     def _once(self, values: bytes) -> bytes:
@@ -136,11 +140,12 @@ def _canonical(value: Any, in_order: bool = False) -> Any:
         return value
     items = sorted(value.items()) if in_order else value.items()
     canonical = {_canonical(key): _canonical(part) for key, part in items}
-    if not value.get("_forward_hooks_with_kwargs") and not value.get("_forward_hooks_always_called"):
-        for name in HOOKS:
-            if isinstance(hooks := value.get(name), OrderedDict):
-                numbered = ((-1 - k, hook) for k, hook in enumerate(hooks.values()))
-                canonical[sys.intern(name)] = OrderedDict(numbered)
+    if any(map(value.get, NUMBERED)):  # which hooks want more than others, by their numbers
+        return canonical
+    for name in HOOKS:
+        if isinstance(hooks := value.get(name), OrderedDict):
+            numbered = ((-1 - k, hook) for k, hook in enumerate(hooks.values()))
+            canonical[name] = OrderedDict(numbered)
     return canonical
 
 

@@ -1,36 +1,22 @@
-"""Fitted detectors as files: safetensors and JSON, no pickle, nothing executed.
+"""Fitted detectors saved and loaded: safetensors and JSON, no pickle, nothing executed."""
 
-Format 1: a safetensors file whose metadata ``skmrr`` is JSON. ``records`` are the detector's objects
-in an order in which each refers to those before it alone, ``root`` is the detector's own; what they
-hold is written by `skmrr.nn.written` and `skmrr.records`. ``givens`` are the hashes of the networks
-that `load` is to be given. ``trial`` are the scores of made-up rows, which have to come out again.
-``digest`` is the SHA-256 of all this and of the tensors.
-"""
-
-import hashlib
-import json
-import os
-import secrets
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sklearn
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
+from skmrr.detector_files import HASHES, read_document, write_document
 from skmrr.harmless import Change
 from skmrr.joining import unfrozen
-from skmrr.nn.audit import dict_of, is_text, is_whole, list_of
-from skmrr.nn.fingerprint import content, fingerprint, fingerprint_of_weights
+from skmrr.nn.fingerprint import fingerprint, fingerprint_of_weights
 from skmrr.nn.known import add_known
 from skmrr.nn.placement import resolve_device
 from skmrr.records import (
@@ -44,10 +30,7 @@ from skmrr.records import (
 )
 from skmrr.threshold import RiskMixin
 
-FORMAT = 1
-KEY = "skmrr"  # of the metadata
 TOLERANCE = 0.05  # of the scores of made-up rows: other processors and versions round otherwise
-HASHES = ("fingerprint", "weights")
 
 
 def register(kind: type) -> type:
@@ -131,7 +114,6 @@ def save(detector, path) -> None:
     except RecursionError as error:
         raise TypeError("The detector refers to itself, which cannot be stored.") from error
     document = {
-        "format": FORMAT,
         "versions": _versions(),
         "device": str(guarded.device),
         "givens": {name: _hashes(network) for name, network in givens.items()},
@@ -139,9 +121,7 @@ def save(detector, path) -> None:
         "root": root,
         "trial": _trial(detector),
     }
-    document["digest"] = _digest(document, writer.stored)
-    text = json.dumps(document, allow_nan=False)
-    _write(Path(path), writer.stored, {KEY: text})
+    write_document(Path(path), document, writer.stored)
 
 
 def load(path, *, classifier: nn.Module | None = None, modules: Mapping | None = None):
@@ -179,7 +159,7 @@ def load(path, *, classifier: nn.Module | None = None, modules: Mapping | None =
     """
     add_own_classes()
     with _explaining(path):
-        document, stored = _read(Path(path))
+        document, stored = read_document(Path(path))
         auditor = EstimatorAuditor(stored, document["givens"])
         auditor.audit(document["records"])
     givens = dict(modules or {}) | ({} if classifier is None else {CLASSIFIER: classifier})
@@ -205,28 +185,6 @@ def _hashes(network: nn.Module) -> dict[str, str]:
     return dict(zip(HASHES, values, strict=True))
 
 
-def _digest(document: dict, stored: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode())
-    for name in sorted(stored):
-        tensor = stored[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(content(tensor))
-    return digest.hexdigest()
-
-
-def _write(path: Path, stored: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write beside the file, and put it in its place once it is whole and on the disk."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        beside.touch(exist_ok=False)
-        save_file(stored, beside, metadata)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @contextmanager
 def _explaining(path):
     """Turn whatever a damaged file leads to into one kind of error."""
@@ -236,51 +194,6 @@ def _explaining(path):
         raise
     except Exception as error:
         raise ValueError(f"{path} is no detector that can be read: {error}") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Parse a file, and check that nothing has changed since it was written."""
-    with path.open("rb"), safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(KEY)
-        if text is None:
-            raise ValueError("it is not of skmrr.save.")
-        document = json.loads(text, object_pairs_hook=_once)
-        version = document.get("format") if isinstance(document, dict) else None
-        if not is_whole(version):
-            raise ValueError("it has no format.")
-        if version != FORMAT:
-            cure = "update skmrr" if version > FORMAT else "fit and save again"
-            raise ValueError(f"it is of format {version}, not {FORMAT}: {cure}.")
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if document.pop("digest", None) != _digest(document, stored):
-        raise ValueError("its digest is another one: it was changed, or damaged on its way.")
-    _check_document(document)
-    return document, stored
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice.")
-    return found
-
-
-def _check_document(document: dict) -> None:
-    hashes = dict_of(lambda v: dict_of(is_text)(v) and v.keys() == set(HASHES))
-    checks = {
-        "format": is_whole,
-        "versions": dict_of(is_text),
-        "device": is_text,
-        "givens": hashes,
-        "records": lambda v: isinstance(v, list),
-        "root": lambda v: is_whole(v) and 0 <= v < len(document["records"]),
-        "trial": lambda v: v is None or list_of(lambda s: isinstance(s, float | int))(v),
-    }
-    if document.keys() != set(checks):
-        raise ValueError(f"it holds {sorted(document)}, not {sorted(checks)}.")
-    for name, check in checks.items():
-        if not check(document[name]):
-            raise ValueError(f"it cannot have {name} = {document[name]!r:.80}.")
 
 
 def _check_givens(document: dict, givens: dict[str, nn.Module]) -> None:

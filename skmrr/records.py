@@ -12,7 +12,13 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.utils import Bunch
 from torch import nn
 
@@ -166,21 +172,18 @@ class EstimatorWriter(Writer):
         return {BaseEstimator: self._estimator, Change: self._change, **super()._kinds()}
 
     def _estimator(self, estimator) -> Record:
-        return {"kind": "estimator", "class": self._name(estimator), "state": self._state(estimator)}
+        return {"kind": "estimator", **self._held(estimator)}
 
     def _change(self, change: Change) -> Record:
-        return {"kind": "change", "class": self._name(change), "state": self._state(change)}
+        return {"kind": "change", **self._held(change)}
 
-    def _state(self, holder) -> dict[str, Any]:
-        return self.named(vars(holder))
-
-    def _name(self, holder) -> str:
+    def _held(self, holder) -> Record:
         if (name := known_name(type(holder))) is None:
             raise self.refusal(
                 f"a {type(holder).__name__}, which files may not hold; register its class by "
                 "skmrr.persistence.register"
             )
-        return name
+        return {"class": name, "state": self.named(vars(holder))}
 
 
 class EstimatorAuditor(Auditor):
@@ -210,8 +213,11 @@ class EstimatorAuditor(Auditor):
         elif isinstance(value, dict) and value.keys() == {"random_state"}:
             super().value(value["random_state"])
         elif isinstance(value, dict) and value.keys() == {"transform"}:
-            if self._kind_of({"ref": value["transform"]}) != "estimator":
-                raise ValueError("what transforms is an estimator.")
+            self._check_transform(value["transform"])
+
+    def _check_transform(self, position: int) -> None:
+        if self._kind_of({"ref": position}) != "estimator":
+            raise ValueError("what transforms is an estimator.")
 
     def _estimator(self, record: dict) -> None:
         kind = self._class(record, BaseEstimator)
@@ -254,12 +260,11 @@ class EstimatorBuilder(Builder):
         return super()._tagged(tag, payload)
 
     def _estimator(self, record: dict) -> BaseEstimator:
-        estimator = object.__new__(known_class(record["class"]))
+        kind: Any = known_class(record["class"])
+        estimator = object.__new__(kind)
         vars(estimator).update(self.named(record["state"]))
         estimator._validate_params()
         return estimator
 
     def _change(self, record: dict) -> Change:
         return known_class(record["class"])(**self.named(record["state"]))
-
-

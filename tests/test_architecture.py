@@ -24,7 +24,7 @@ LAYERS = [
     {"base", "features"},
     {"joining", "defenders", "baselines"},
     {"ensemble"},
-    {"records"},
+    {"records", "detector_files"},
     {"persistence"},
     {"evaluation", "art"},
     {"bench"},

@@ -1,9 +1,8 @@
-"""A detector that is saved and loaded again is the same, and no file makes it another in silence."""
+"""A detector that is saved and loaded again is the same; see test_damaged_files.py for others."""
 
 import copy
 import json
 import pickle
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
@@ -34,15 +31,14 @@ from skmrr import (
     LogitsOf,
     MarginDetector,
     MRREnsemble,
-    NoiseDefender,
     StatisticDetector,
-    persistence,
+    detector_files,
     replicate,
 )
-from skmrr.baselines import MagNetDetector, MahalanobisDetector
+from skmrr.detector_files import KEY, digest_of
 from skmrr.harmless import Brightness, Change
 from skmrr.nn import IntervalMap, Statistic
-from skmrr.persistence import KEY, register
+from skmrr.persistence import register
 
 from .table import BRIEF, CASES, SHARED, plain_network
 
@@ -147,7 +143,8 @@ def test_hash_is_the_same_before_and_after(fitted, net, rows, path):
 @pytest.mark.parametrize("build", [case.build for case in CASES[:1]])
 def test_refits_as_the_original(build, net, digits, rows, path):
     random_state = np.random.RandomState(3)
-    detector = build(net).set_params(random_state=random_state).fit(digits[0][:500], digits[1][:500])
+    detector = build(net).set_params(random_state=random_state)
+    detector.fit(digits[0][:500], digits[1][:500])
     loaded = again(detector, path, classifier=net)
     for each in (detector, loaded):
         each.fit(digits[0][:600], digits[1][:600])
@@ -358,7 +355,7 @@ def test_interrupted_save_leaves_the_old_file(net, digits, path, monkeypatch):
         Path(args[1]).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(persistence, "save_file", interrupted)
+    monkeypatch.setattr(detector_files, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         skmrr.save(detector, path)
     assert path.read_bytes() == before
@@ -386,7 +383,7 @@ def rewritten(path, change, *, signed=True):
     document = change(document, stored) or document
     if signed:
         document.pop("digest", None)
-        document["digest"] = persistence._digest(document, stored)
+        document["digest"] = digest_of(document, stored)
     save_file(stored, path, {KEY: json.dumps(document)})
 
 

@@ -75,12 +75,13 @@ class Builder:
         if tag == "strings":
             kind, shape, items = payload
             return np.array(items, dtype={"O": object, "U": str}[kind]).reshape(shape)
-        return {
+        plain: dict[str, Callable] = {
             "float": float,
             "dtype": DTYPES.__getitem__,
             "device": torch.device,
             "function": FUNCTIONS.__getitem__,
-        }[tag](payload)
+        }
+        return plain[tag](payload)
 
     def named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return values by name."""
@@ -137,14 +138,15 @@ class Builder:
     def _like(self, record: dict) -> nn.Module:
         """Copy of a part of a given network, with parts of its own."""
         template = unwrapped(self.givens[record["given"]]).get_submodule(record["path"])
-        module = cast(nn.Module, object.__new__(type(template)))
+        module = object.__new__(type(template))
         nn.Module.__init__(module)
         self._filled(module, record)
         memo: dict[int, Any] = {id(template): module}
         for group in ("_parameters", "_buffers", "_modules"):
             own = getattr(module, group)
-            parts = getattr(template, group).items()
-            memo |= {id(part): own[name] for name, part in parts if part is not None and name in own}
+            for name, part in getattr(template, group).items():
+                if part is not None and name in own:
+                    memo[id(part)] = own[name]
         rest = {k: v for k, v in vars(template).items() if k not in vars(module) or "hooks" in k}
         for value in rest.values():
             if isinstance(value, Tensor) and not value.is_leaf:  # computed from others
@@ -158,7 +160,7 @@ class Builder:
         module._buffers.update(self.named(record["buffers"]))
         module._modules.update(self.named(record["modules"]))
         module._non_persistent_buffers_set.update(record["transient"])
-        if not all(part is None or type(part) is not Tensor for part in module._parameters.values()):
+        if any(type(part) is Tensor for part in module._parameters.values()):
             raise ValueError("a parameter is none.")
         return module
 
@@ -174,5 +176,3 @@ def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no strides {strides}.")
     laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     return laid_out.copy_(tensor)
-
-

@@ -1,8 +1,8 @@
 """Modules, tensors and plain values as JSON and stored tensors, each of them once.
 
-A record stands for an object, and refers to those before it alone. A module is written by its class,
-if files may name that; a module of somebody else by the place of one like it in a network that the
-reader will be given. See `skmrr.nn.rebuilt` for the way back.
+A record stands for an object, and refers to those before it alone. A module is written by its
+class, if files may name that; a module of somebody else by the place of one like it in a network
+that the reader will be given. See `skmrr.nn.rebuilt` for the way back.
 """
 
 import hashlib
@@ -24,7 +24,12 @@ from skmrr.nn.traced import write_graph
 
 Record = dict[str, Any]
 FUNCTION_NAMES = {function: name for name, function in FUNCTIONS.items()}
-SEQUENCES = {tuple: "tuple", set: "set", frozenset: "frozenset", torch.Size: "size"}
+SEQUENCES: dict[type, str] = {
+    tuple: "tuple",
+    set: "set",
+    frozenset: "frozenset",
+    torch.Size: "size",
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -69,8 +74,8 @@ class Writer:
             return value if math.isfinite(value) else {"float": repr(value)}
         if type(value) is list:
             return [self.value(part) for part in value]
-        if type(value) in SEQUENCES:
-            return {SEQUENCES[type(value)]: [self.value(part) for part in value]}
+        if (sequence := SEQUENCES.get(type(value))) is not None:
+            return {sequence: [self.value(part) for part in value]}
         if type(value) is dict:
             return {"dict": [[self.value(k), self.value(v)] for k, v in value.items()]}
         if isinstance(value, torch.dtype | torch.device):
