@@ -90,7 +90,7 @@ def same(loaded, detector, rows):
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def fitted(request, net, digits):
     X, y = digits
-    return request.param.build(net).fit(X[:800], y[:800])
+    return request.param.build(net).fit(X[:400], y[:400])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_everything_is_as_before(fitted, net, digits, rows, path):
     same(pickle.loads(pickle.dumps(loaded)), fitted, rows)
     same(again(loaded, path, classifier=net), fitted, rows)
     for detector in (loaded, one := copy.copy(fitted)):
-        detector.calibrate(digits[0][800:1000])
+        detector.calibrate(digits[0][800:900])
     same(loaded, one, rows)
 
 
