@@ -443,3 +443,11 @@ def test_in_another_process(net, digits, rows, path):
     scores = np.load(path.with_name("scores.npy"))
     np.testing.assert_array_equal(scores, detector.score_samples(rows))
     assert run.stdout.split() == 2 * [joblib.hash(detector)]
+
+
+def test_callbacks_are_no_part_of_the_file(net, digits, tmp_path):
+    detector = MarginDetector(net, random_state=0).fit(*digits)
+    detector._skl_callbacks = [lambda: None]
+    skmrr.save(detector, tmp_path / "file")
+    again = skmrr.load(tmp_path / "file", classifier=net)
+    assert not hasattr(again, "_skl_callbacks")
