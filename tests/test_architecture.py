@@ -16,7 +16,8 @@ PACKAGE = ROOT / "skmrr"
 
 # From bottom to top. A part imports from the rows below its own, and from within itself.
 LAYERS = [
-    {"_pursuit_numba", "_sklearn", "callbacks"},
+    {"_pursuit_numba", "_sklearn"},
+    {"callbacks"},
     {"nn"},
     {"harmless"},
     {"calibration", "networks", "reading", "threshold", "attacks", "datasets"},
