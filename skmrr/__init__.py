@@ -11,6 +11,7 @@ from skmrr.defenders import (
     default_defenders,
 )
 from skmrr.ensemble import MRREnsemble
+from skmrr.export import Agreement, export
 from skmrr.features import FeatureExtractor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
@@ -19,6 +20,7 @@ from skmrr.threshold import FixedThresholdDetector
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
     "BaseDetector",
     "CertifiedDefender",
     "ConformalSurvival",
@@ -32,5 +34,6 @@ __all__ = [
     "NoiseDefender",
     "StatisticDetector",
     "default_defenders",
+    "export",
     "replicate",
 ]
