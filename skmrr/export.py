@@ -136,12 +136,13 @@ def export(detector: BaseDetector, path, X=None, *, tolerance: float | None = No
     file_format = format_of(path)
     _check_detector(detector)
     module = copy.deepcopy(detector.module_).cpu().requires_grad_(False)
-    dtype = _row_dtype(module)
     shape = detector.input_shape_
     if X is None:
+        dtype = _row_dtype(module)
         rows = Rows(_draw(shape, detector.clip_values, dtype), trusted=True)
     else:
         rows = detector._read_rows(X, reset=False)
+        dtype = _row_dtype(module, rows.take([0]).dtype)
     if tolerance is None:
         tolerance = EXACT if _is_exact(module) else ROUNDED
     with TemporaryDirectory(prefix=".skmrr-export-", dir=path.parent) as folder:
@@ -169,10 +170,11 @@ def _check_detector(detector) -> None:
                 raise TypeError(f"This {type(detector).__name__} cannot be exported: {cure}.")
 
 
-def _row_dtype(module: nn.Module) -> torch.dtype:
-    """Dtype of rows: that of the first network, else of the first numbers that were fitted."""
-    numbers = [part.dtype for part in module.buffers() if part.is_floating_point()]
-    dtype = module_dtype(module, numbers[0])
+def _row_dtype(module: nn.Module, given: torch.dtype | None = None) -> torch.dtype:
+    """Dtype of rows: the first network's, else of the rows given, else of what was fitted."""
+    if given is None or not given.is_floating_point:
+        given = next(part.dtype for part in module.buffers() if part.is_floating_point())
+    dtype = module_dtype(module, given)
     return torch.float32 if dtype in HALVES else dtype
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ from skmrr.nn import exported_files
 
 from .table import CASES
 
-IN_ONNX = {"ensemble of all", "sparse noise", "default ensemble"}  # the others' is a slow test
+# The others are slow tests; that torch.export takes all of them, `test_properties` tests.
+QUICK = {"ensemble of all", "sparse noise", "default ensemble", "dictionary", "lid"}
 COARSE = {"clip_values": (0, 1), "random_state": 0, "security_parameter": 0.05}
 
 
@@ -55,10 +58,35 @@ def ensemble(net, digits):
 
 
 @pytest.fixture(scope="module")
+def margin(net, digits):
+    """A detector that is exported quickly."""
+    return MarginDetector(net, **COARSE).fit(*(part[:1000] for part in digits))
+
+
+@pytest.fixture(scope="module")
 def rows(digits):
     """Clean rows, and noise."""
     noise = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
     return np.concatenate([digits[0][1000:].astype(np.float32), noise])
+
+
+@pytest.fixture(scope="module")
+def exported(ensemble, rows, net, tmp_path_factory):
+    """``exported(suffix)``: a file of the ensemble, written once; nothing else has changed."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def export(suffix):
+        path = folder / f"a{suffix}"
+        if not path.exists():
+            before = ensemble.score_samples(rows)
+            wants = [part.requires_grad for part in net.parameters()]
+            skmrr.export(ensemble, path, rows)
+            assert [part.requires_grad for part in net.parameters()] == wants
+            np.testing.assert_array_equal(ensemble.score_samples(rows), before)
+        assert {other.suffix for other in folder.iterdir()} <= {".pt2", ".onnx"}
+        return path
+
+    return export
 
 
 def opened(path):
@@ -78,7 +106,7 @@ def assert_same(found, detector, X, tolerance=1e-4):
         pytest.param(
             case,
             suffix,
-            marks=[pytest.mark.slow] * (suffix == ".onnx" and case.name not in IN_ONNX),
+            marks=[pytest.mark.slow] * (case.name not in QUICK),
             id=f"{case.name} {suffix}",
         )
         for case in CASES
@@ -103,11 +131,8 @@ def test_every_detector_exports_or_says_why_not(case, suffix, net, digits, tmp_p
     assert agreement.n_at_threshold == 0
 
 
-def test_answers_any_batch_at_any_threshold(suffix, ensemble, rows, digits, tmp_path):
-    path = tmp_path / f"ensemble{suffix}"
-    skmrr.export(ensemble, path, rows)
-    assert list(tmp_path.iterdir()) == [path]
-    judge = opened(path)
+def test_answers_any_batch_at_any_threshold(suffix, exported, ensemble, rows):
+    judge = opened(exported(suffix))
     assert_same(judge(rows, 0.05), ensemble, rows)
     for n in (0, 1, 2, 65):
         found = judge(rows[:n], 0.05)
@@ -124,9 +149,8 @@ def test_answers_any_batch_at_any_threshold(suffix, ensemble, rows, digits, tmp_
         assert judge(rows, rate)["flagged"].all()
 
 
-def test_unseen_class_and_unreadable_rows(suffix, ensemble, rows, net, tmp_path):
-    skmrr.export(ensemble, tmp_path / f"a{suffix}", rows)
-    judge = opened(tmp_path / f"a{suffix}")
+def test_unseen_class_and_unreadable_rows(suffix, exported, rows, net):
+    judge = opened(exported(suffix))
     with torch.no_grad():
         is_unseen = net(torch.as_tensor(rows)).argmax(1).numpy() == 3
     found = judge(rows, 0.05)
@@ -146,7 +170,7 @@ def test_unseen_class_and_unreadable_rows(suffix, ensemble, rows, net, tmp_path)
 
 def test_without_classifier_in_double_precision(suffix, digits, tmp_path):
     X, y = digits[0].reshape(-1, 64).astype(np.float64), digits[1]
-    defender = LatentDefender(max_epochs=2, random_state=0, security_parameter=0.05)
+    defender = LatentDefender(max_epochs=1, random_state=0, security_parameter=0.05)
     defender.fit(X[:1000], y[:1000])
     path = tmp_path / f"defender{suffix}"
     agreement = skmrr.export(defender, path, X[1000:])
@@ -179,16 +203,8 @@ def test_classifier_of_any_kind(suffix, net, digits, rows, tmp_path):
     assert_same(opened(path)(rows, 0.05), detector, rows)
 
 
-def test_leaves_the_detector_as_it_is(ensemble, net, rows, tmp_path):
-    before = ensemble.score_samples(rows)
-    wants = [part.requires_grad for part in net.parameters()]
-    skmrr.export(ensemble, tmp_path / "a.pt2")
-    assert [part.requires_grad for part in net.parameters()] == wants
-    np.testing.assert_array_equal(ensemble.score_samples(rows), before)
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_old_file_stays_after_a_failure(error, ensemble, tmp_path, monkeypatch):
+def test_old_file_stays_after_a_failure(error, margin, tmp_path, monkeypatch):
     path = tmp_path / "a.pt2"
     path.write_text("old")
 
@@ -198,12 +214,12 @@ def test_old_file_stays_after_a_failure(error, ensemble, tmp_path, monkeypatch):
     broken = exported_files.FORMATS[".pt2"]._replace(read=fail)
     monkeypatch.setitem(exported_files.FORMATS, ".pt2", broken)
     with pytest.raises(error):
-        skmrr.export(ensemble, path)
+        skmrr.export(margin, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_refuses_a_file_that_judges_otherwise(ensemble, rows, tmp_path, monkeypatch):
+def test_refuses_a_file_that_judges_otherwise(margin, rows, tmp_path, monkeypatch):
     genuine = exported_files.FORMATS[".pt2"]
 
     def read(path):
@@ -216,7 +232,7 @@ def test_refuses_a_file_that_judges_otherwise(ensemble, rows, tmp_path, monkeypa
 
     monkeypatch.setitem(exported_files.FORMATS, ".pt2", genuine._replace(read=read))
     with pytest.raises(RuntimeError, match="another verdict"):
-        skmrr.export(ensemble, tmp_path / "a.pt2", rows)
+        skmrr.export(margin, tmp_path / "a.pt2", rows)
     assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +266,9 @@ def test_refusals_name_the_cure(net, digits, tmp_path):
     piped = MRREnsemble(defenders=[("a", scaled, 1)], security_parameter=0.05).fit(X, y)
     with pytest.raises(TypeError, match="knows arrays only"):
         skmrr.export(piped, tmp_path / "a.pt2")
-    scripted = torch.jit.trace(net, torch.zeros(2, 1, 8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but people have such networks
+        scripted = torch.jit.trace(net, torch.zeros(2, 1, 8, 8))
     margin = MarginDetector(scripted, input_shape=(1, 8, 8), **COARSE).fit(X, y)
     with pytest.raises(TypeError, match="scripted or traced"):
         skmrr.export(margin, tmp_path / "a.pt2")
@@ -297,10 +315,10 @@ np.savez("answer.npz", **dict(zip(names, answer)))
     ("suffix", "program", "blocked"),
     [(".pt2", BY_TORCH, "skmrr,sklearn,onnx"), (".onnx", BY_ONNX, "skmrr,sklearn,torch,onnx")],
 )
-def test_file_needs_nothing_of_ours(suffix, program, blocked, ensemble, rows, tmp_path):
+def test_file_needs_nothing_of_ours(suffix, program, blocked, exported, ensemble, rows, tmp_path):
     if suffix == ".onnx":
         needs_onnx()
-    skmrr.export(ensemble, tmp_path / f"a{suffix}", rows)
+    shutil.copy(exported(suffix), tmp_path)
     np.save(tmp_path / "x.npy", rows)
     run = subprocess.run(
         [sys.executable, "-c", ALONE + program, blocked],

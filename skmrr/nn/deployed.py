@@ -29,7 +29,7 @@ class Deployed(nn.Module):
     range: Tensor
     lowest_score: Tensor
 
-    def __init__(self, detector: DetectorModule, clip_values: Sequence[float] | None):
+    def __init__(self, detector: DetectorModule, clip_values: Sequence | None):
         super().__init__()
         self.detector = detector
         # Buffers, as numbers in a graph may be rounded to float32.

@@ -21,7 +21,7 @@ def search_sorted(knots, values, *, right=False, side=None, **kwargs):
     is_below = op.LessOrEqual if right or side == "right" else op.Less
     n_knots = knots.shape[-1]
     n_below = op.CastLike(op.Sub(values, values), op.Constant(value_int=0))
-    step = 1 << (n_knots.bit_length() - 1)
+    step = (1 << n_knots.bit_length()) >> 1
     while step:
         more = op.Add(n_below, op.Constant(value_int=step))
         within = op.Min(more, op.Constant(value_int=n_knots))
