@@ -33,7 +33,9 @@ doctest:
 	    skmrr docs README.md || [ $$? -eq 5 ]
 
 bench:
-	$(PYTHON) -m pytest -n 0 -m "" -o python_files='bench_*.py' --benchmark-only
+	# without the suite's own options, as checks of shapes cost time
+	$(PYTHON) -m pytest -o addopts=--import-mode=importlib -o python_files='bench_*.py' \
+	    --benchmark-only
 
 # Examples are shown, not run; to run them as well:
 #   make docs SPHINXOPTS='-D sphinx_gallery_conf.filename_pattern=plot_'

@@ -44,6 +44,7 @@ class ConformalSurvival(nn.Module):
     tail_rate: Tensor
     group_of_class: Tensor
     n_rows: Tensor
+    pieces: Tensor
 
     def __init__(self, knots, log_survival, tail_rate, group_of_class, n_rows):
         super().__init__()
@@ -52,6 +53,7 @@ class ConformalSurvival(nn.Module):
         self.register_buffer("tail_rate", tail_rate)  # members groups
         self.register_buffer("group_of_class", group_of_class)  # classes
         self.register_buffer("n_rows", n_rows)  # groups
+        self.register_buffer("pieces", self._pieces(), persistent=False)  # follow from the others
 
     @classmethod
     def fit(
@@ -105,22 +107,28 @@ class ConformalSurvival(nn.Module):
         self, statistics: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch members"]:
         """Return log P(a clean row of this class is at least as odd) of each member, ≤ 0."""
-        statistic = statistics.T.to(self.knots.dtype)  # members batch
-        n_members, n_groups, n_knots = self.knots.shape
+        statistic = statistics.T.to(self.knots.dtype).contiguous()  # members batch
+        n_members, n_groups, _ = self.knots.shape
         group = self.group_of_class[columns]
-        member = torch.arange(n_members, device=self.knots.device)[:, None]
-        highest = self.knots[member, group, -1]
-        inside = torch.clamp(statistic, self.knots[member, group, 0], highest)
         # Searched for in every group: cheaper than a copy of the knots for each row.
-        everywhere = inside.detach()[:, None].expand(-1, n_groups, -1).contiguous()
-        upper = torch.searchsorted(self.knots, everywhere, right=True)  # members groups batch
-        upper = upper.gather(1, group.expand(n_members, 1, -1))[:, 0].clamp(1, n_knots - 1)
-        x0, x1 = self.knots[member, group, upper - 1], self.knots[member, group, upper]
-        y0, y1 = (self.log_survival[member, group, knot] for knot in (upper - 1, upper))
-        gap = torch.where(x1 > x0, x1 - x0, 1.0)  # equal knots carry equal values
-        interpolated = y0 + (y1 - y0) * (inside - x0) / gap
-        beyond = torch.relu(statistic - highest)
-        return (interpolated - self.tail_rate[member, group] * beyond).T
+        everywhere = statistic.detach()[:, None].expand(-1, n_groups, -1).contiguous()
+        above = torch.searchsorted(self.knots, everywhere, right=True)  # members groups batch
+        above = above.gather(1, group.expand(n_members, 1, -1))[:, 0]
+        member = torch.arange(n_members, device=self.knots.device)[:, None]
+        pieces = self.pieces[member, group, (above - 1).clamp_min(0)]  # members batch 3
+        knot, value, slope = pieces.unbind(-1)
+        return torch.addcmul(value, slope, torch.relu(statistic - knot)).T
+
+    def _pieces(self) -> Float[Tensor, "members groups m 3"]:
+        """Knot, value and slope of each straight piece, the last of which is the tail."""
+        gaps = self.knots.diff()
+        gaps = torch.where(gaps > 0, gaps, 1.0)  # equal knots carry equal values
+        slopes = torch.cat([self.log_survival.diff() / gaps, -self.tail_rate[..., None]], -1)
+        return torch.stack([self.knots, self.log_survival, slopes], -1)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self.pieces = self._pieces()
 
 
 def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,7 +59,9 @@ class RowReader(BaseEstimator):
             X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
         elif isinstance(X, list | tuple):
             X = np.asarray(X)
-        if getattr(X, "ndim", 2) > 2:
+        if type(X) is np.ndarray and X.ndim > 2 and X.dtype.kind in "fiub" and len(X):
+            pass  # nothing to convert, and one image waits for no other check
+        elif getattr(X, "ndim", 2) > 2:
             X = check_array(X, allow_nd=True, ensure_all_finite=False, estimator=self)
         else:
             X = validate_data(self, X, reset=reset, ensure_all_finite=False)

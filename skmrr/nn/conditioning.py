@@ -72,12 +72,13 @@ class LocalScale(nn.Module):
         n_knots = self.knots.shape[0]
         if n_knots == 1:
             return (values - self.mean) / self.deviation
-        given = torch.clamp(values[:, self.given], self.knots[0], self.knots[-1])
-        upper = torch.searchsorted(self.knots, given.detach()).clamp(1, n_knots - 1)
-        x0, x1 = self.knots[upper - 1], self.knots[upper]
-        share = ((given - x0) / (x1 - x0))[:, None]
-        mean = torch.lerp(self.mean[upper - 1], self.mean[upper], share)
-        deviation = torch.lerp(self.deviation[upper - 1], self.deviation[upper], share)
+        given = values[:, self.given].contiguous()
+        lower = torch.searchsorted(self.knots[1:-1], given.detach())
+        upper = lower + 1
+        x0, x1 = self.knots[lower], self.knots[upper]
+        share = ((given - x0) / (x1 - x0)).clamp(0.0, 1.0)[:, None]
+        mean = torch.lerp(self.mean[lower], self.mean[upper], share)
+        deviation = torch.lerp(self.deviation[lower], self.deviation[upper], share)
         return (values - mean) / deviation
 
 

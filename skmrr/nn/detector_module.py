@@ -78,19 +78,26 @@ class Evidence(nn.Module):
         """
         if passed is None:
             passed = self.ask(x) if labels is None or self.members.reads_pass else NOTHING
-        if labels is None and passed.logits is not None:
-            labels = passed.logits.argmax(1)
+        logits = passed.logits
+        is_numbered = False  # whether each class is the number of a logit, so that none is unknown
         if labels is None:
-            return Examined(*self.members(x, None, passed))
-        columns = torch.searchsorted(self.classes, labels.to(self.classes.dtype))
-        columns = columns.clamp_max(self.classes.shape[0] - 1)
+            if logits is None:
+                return Examined(*self.members(x, None, passed))
+            labels, is_numbered = logits.argmax(1), logits.shape[1] == self.classes.shape[0]
+        columns = labels if is_numbered else self._columns_of(labels)
         values, columns = self.members(x, columns, passed)
-        is_known = self.classes[columns] == labels
-        values = torch.where(is_known[:, None], values, torch.inf)
-        if passed.logits is not None:
-            is_whole = passed.logits.isfinite().all(1)
+        if not is_numbered:
+            is_known = self.classes[columns] == labels
+            values = torch.where(is_known[:, None], values, torch.inf)
+        if logits is not None:
+            is_whole = logits.isfinite().all(1)
             values = torch.where(is_whole[:, None], values, torch.nan)
         return Examined(values, columns)
+
+    def _columns_of(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Position of each label among the classes, or of another where it is none of them."""
+        columns = torch.searchsorted(self.classes, labels.to(self.classes.dtype))
+        return columns.clamp_max(self.classes.shape[0] - 1)
 
 
 class DetectorModule(nn.Module):

@@ -2,12 +2,12 @@
 
 from abc import abstractmethod
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from skmrr.nn.densities import QuadraticDensity
 from skmrr.nn.replica import LatentMap
-from skmrr.nn.statistic import Statistic, against_best_other
+from skmrr.nn.statistic import Statistic, against_best_other, against_others
 from skmrr.nn.tapped import Pass
 
 
@@ -27,6 +27,12 @@ class LatentMargin(Statistic):
     def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the margin against each class."""
         return against_best_other(self.latent_map.features_and_logits(x)[1].double())
+
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
+    ) -> Float[Tensor, " batch"]:
+        """Return the margin of each row against the class at its column."""
+        return against_others(self.latent_map.features_and_logits(x)[1].double(), columns)
 
 
 class _DensityStatistic(Statistic):

@@ -120,6 +120,13 @@ class MarginStatistic(Statistic):
         assert passed.logits is not None
         return against_best_other(passed.logits.double())[:, self.classes]
 
+    def at(
+        self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
+    ) -> Float[Tensor, " batch"]:
+        """Return the margin of each row against the class at its column."""
+        assert passed.logits is not None
+        return against_others(passed.logits.double(), self.classes[columns])
+
 
 def against_best_other(
     scores: Float[Tensor, "batch classes"],
@@ -128,6 +135,14 @@ def against_best_other(
     (best, second), (winner, _) = (part.unbind(1) for part in scores.topk(2, dim=1))
     is_winner = torch.arange(scores.shape[1], device=scores.device) == winner[:, None]
     return torch.where(is_winner, second[:, None], best[:, None]) - scores
+
+
+def against_others(
+    scores: Float[Tensor, "batch classes"], columns: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """How far the best of the other classes is ahead of one class each: max_{j≠c} s_j − s_c."""
+    own = columns[:, None]
+    return (scores.scatter(1, own, -torch.inf).amax(1, keepdim=True) - scores.gather(1, own))[:, 0]
 
 
 def in_parts(n: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
