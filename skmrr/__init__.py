@@ -12,6 +12,7 @@ from skmrr.defenders import (
 )
 from skmrr.ensemble import MRREnsemble
 from skmrr.features import FeatureExtractor
+from skmrr.monitor import RiskMonitor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
 from skmrr.threshold import FixedThresholdDetector
@@ -30,6 +31,7 @@ __all__ = [
     "MRREnsemble",
     "MarginDetector",
     "NoiseDefender",
+    "RiskMonitor",
     "StatisticDetector",
     "default_defenders",
     "replicate",
