@@ -1,4 +1,4 @@
-"""Watching the promise of a detector in use: are there as many alarms as its calibration says?"""
+"""Watching the promise of a detector in use: as many alarms as its calibration says, or not."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from skmrr.betting import DIRECTIONS, Bets, Wealth, share_interval
 from skmrr.nn.fusion import CalibratedFusion
 
 KEPT = "kept"
+REPORTS = tuple(f"{direction} alarms" for direction in DIRECTIONS)
 NEIGHBOURS = (0.2, 1.0, 5.0)  # thresholds that are watched, × SP
 ROWS_AT_ONCE = 4096
 MAX_POINTS = 256  # of the history
@@ -20,7 +21,7 @@ FORMAT, VERSION = "skmrr.RiskMonitor", 1
 
 
 class RiskMonitor:
-    """Watch over the risks of a stream of rows: is the promise of false alarms still kept?
+    """Watch over the risks of a stream of rows, and say when the promise is no longer kept.
 
     Rows that are exchangeable with the calibration rows lie beyond a threshold with a probability
     that is one and the same for all of them, and as near to the threshold as luck of so many
@@ -38,8 +39,8 @@ class RiskMonitor:
 
     **What it notices**: a rate outside of the tolerated range from the first row on, and a rate
     that changes, which calibration rows need not explain. Money for bets that begin later is kept
-    (Shin, Ramdas and Rinaldo 2022), so a long clean time hides nothing. One row multiplies
-    the evidence by 5 / SP at most, however odd it is.
+    (Shin, Ramdas and Rinaldo 2022), so a long clean time hides nothing. A row of risk 1 counts no
+    more than one of 1 − SP / 5, so that no single row makes a report.
 
     Parameters
     ----------
@@ -68,6 +69,10 @@ class RiskMonitor:
     flagged_share_, flagged_interval_ : float, (float, float)
         Share of the rows that are flagged, and an interval for its expectation, if that is
         constant. The interval holds after every row, except with probability `alpha`.
+    tolerated_ : (float, float)
+        Expected shares that luck of the calibration explains.
+    history_ : ndarray of shape (n_points, 4)
+        Rows seen, rows flagged, evidence for more and for fewer alarms, at 257 times at most.
     state : dict
         All there is to the monitor, as `to_json` writes it. Its size does not grow.
 
@@ -199,8 +204,8 @@ class RiskMonitor:
         if len(wrong):
             raise ValueError(
                 f"{len(wrong)} risks are no numbers in [0, 1], the first is {risks[wrong[0]]} at "
-                f"{wrong[0]}; give detector.risk(X), not its score_samples, and leave out rows that "
-                "have no risk. Nothing was updated."
+                f"{wrong[0]}; give detector.risk(X), not its score_samples, and leave out rows "
+                "that have no risk. Nothing was updated."
             )
         for start in range(0, len(risks), ROWS_AT_ONCE):
             self._follow(1 - risks[start : start + ROWS_AT_ONCE])
@@ -222,8 +227,7 @@ class RiskMonitor:
         """Remember the first report."""
         above = np.flatnonzero((evidence >= self.limit_).any(1))
         if self._alarm is None and len(above):
-            direction = DIRECTIONS[int(evidence[above[0]].argmax())]
-            self._alarm = f"{direction} alarms", int(n_rows[above[0]])
+            self._alarm = REPORTS[evidence[above[0]].argmax()], int(n_rows[above[0]])
 
     def merge(self, *others: "RiskMonitor") -> "RiskMonitor":
         """Monitor of all the rows that several workers, or several days, have seen.
@@ -302,12 +306,12 @@ class RiskMonitor:
 
     @property
     def tolerated_(self) -> tuple[float, float]:
-        """Shares of flagged rows that luck of the calibration explains."""
+        """Lowest and highest expected share."""
         return float(self._bets.lowest[self._flagging]), float(self._bets.highest[self._flagging])
 
     @property
     def history_(self) -> np.ndarray:
-        """Rows seen, rows flagged, evidence for more and for fewer, at 256 times or fewer."""
+        """Rows seen, rows flagged and evidence, thinned, up to the last row."""
         now = [self.n_rows_, self._wealth.hits[self._flagging], *self.evidence_.values()]
         last = self._history[-1:, 0]
         return self._history if last == self.n_rows_ else np.vstack([self._history, now])
@@ -376,11 +380,14 @@ class RiskMonitor:
             if shapes != [s.shape for s in (started.hits, started.waiting, started.running)]:
                 raise ValueError(f"its arrays have shapes {shapes}")
             monitor._wealth = Wealth(int(n_rows), hits, waiting, running)
-            alarm = state["alarm"]
-            monitor._alarm = None if alarm is None else (str(alarm[0]), int(alarm[1]))
+            if state["alarm"] is not None:
+                verdict, row = state["alarm"]
+                if verdict not in REPORTS:
+                    raise ValueError(f"{verdict!r} is no report")
+                monitor._alarm = verdict, int(row)
             monitor._stride = int(state["stride"])
             monitor._history = np.array(state["history"], dtype=float).reshape(-1, 4)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"This state of a RiskMonitor is damaged ({error!r}); take a whole one, or begin a "
                 "new monitor."
@@ -393,7 +400,7 @@ class RiskMonitor:
 
 
 def _as_counts(n_calibration) -> tuple[int, ...]:
-    counts = [n_calibration] if isinstance(n_calibration, Integral) else list(n_calibration)
+    counts: list[Any] = list(np.atleast_1d(np.asarray(n_calibration, dtype=object)))
     if not counts or not all(isinstance(n, Integral) and int(n) > 0 for n in counts):
         raise ValueError(
             f"n_calibration={n_calibration!r} must be a number of rows, or one for each "
