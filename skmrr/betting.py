@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betaln, logsumexp, xlog1py, xlogy
+from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import beta
 
 from skmrr.calibration import least_rank
@@ -77,7 +77,8 @@ class Bets:
         self.prior = np.array([ranks[smallest], n_calibration[smallest] + 1 - ranks[smallest]])
         caught = np.geomspace(thresholds / 2, 0.5, N_RATES, axis=-1)  # thresholds rates
         rate = thresholds[:, None]
-        self.rates = np.array([rate + (1 - rate) * caught, rate / (1 + caught / rate)])
+        rates = np.array([rate + (1 - rate) * caught, rate / (1 + caught / rate)])
+        self._log_rates, self._log_others = np.log(rates), np.log1p(-rates)
 
     def start(self) -> Wealth:
         """Wealth before the first row."""
@@ -87,7 +88,7 @@ class Bets:
             0,
             np.zeros(n_thresholds, dtype=int),
             np.repeat(np.log(kept), n_thresholds),
-            np.full(self.rates.shape, np.log1p(-kept[0])),
+            np.full(self._log_rates.shape, np.log1p(-kept[0])),
         )
 
     def follow(self, wealth: Wealth, p_values: np.ndarray) -> tuple[Wealth, np.ndarray, np.ndarray]:
@@ -106,12 +107,13 @@ class Bets:
         waiting += wealth.waiting + np.log(kept / kept[0])[:, None]
 
         # After each row some of it goes on every rate, and stays there.
-        won = _log_likelihood(
-            new[:, None, :, None], n_new[:, None, None, None], self.rates
-        )  # rows+1 directions thresholds rates
+        lost = n_new[:, None] - new
+        won = new[:, None, :, None] * self._log_rates  # rows+1 directions thresholds rates
+        won += lost[:, None, :, None] * self._log_others
         bet_now = waiting[1:] + np.log(kept[:-1] / kept[1:] - 1)[:, None]
         stakes = np.concatenate([wealth.running[None], bet_now[:, None, :, None] - won[1:]])
-        running = won + np.logaddexp.accumulate(stakes)
+        running = np.logaddexp.accumulate(stakes)
+        running += won
         after = Wealth(int(n_rows[-1]), hits[-1], waiting[-1], running[-1])
         return after, hits[1:], self._evidence(n_rows, hits, waiting, running)[1:]
 
@@ -122,11 +124,15 @@ class Bets:
 
     def _evidence(self, n_rows, hits, waiting, running) -> np.ndarray:
         """Money of all bets against the rate that the promise allows and the rows fit best."""
-        total = np.logaddexp(running, waiting[:, None, :, None])
         fitted = hits / np.maximum(n_rows, 1)[:, None]
         allowed = np.stack([fitted.clip(max=self.highest), fitted.clip(min=self.lowest)], 1)
         best = _log_likelihood(hits[:, None], n_rows[:, None, None], allowed)
-        return logsumexp(total - best[..., None], axis=(2, 3)) - np.log(total[0, 0].size)
+        n_rates = running.shape[3]
+        waiting = waiting[:, None] + np.log(n_rates) - best  # rows directions thresholds
+        top = np.maximum((running.max(3) - best).max(2), waiting.max(2))  # rows directions
+        money = np.exp(running - (best + top[..., None])[..., None]).sum((2, 3))
+        money += np.exp(waiting - top[..., None]).sum(2)
+        return np.log(money) + top - np.log(n_rates * hits.shape[1])
 
 
 def share_interval(hits: int, n: int, guess: float, error: float) -> tuple[float, float]:

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -49,7 +50,27 @@ def test_clean_rows_raise_few_alarms_whatever_the_calibration(rng, n, sp):
     assert alarms <= 6  # more by chance in 0.2 % of cases, were the rate 10 %
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])  # where in the tolerated range clean rows lie
+def test_each_bet_is_a_probability_of_all_sequences(rng):
+    """So its ratio to the rows' likelihood is a martingale, for workers' products too."""
+    bets = Bets(np.array([0.01, 0.05]), np.array([500]), 0.01, conservative=False)
+    before = bets.follow(bets.start(), rng.uniform(size=300))[0]  # to set out from anywhere
+    sequences = np.array(list(itertools.product([0.0, 1.0], repeat=7)))
+
+    def total(wealth):
+        return np.exp(np.logaddexp(wealth.running, wealth.waiting[:, None]))
+
+    after = [bets.follow(before, p)[0] for p in sequences]
+    np.testing.assert_allclose(sum(map(total, after)), total(before))
+    merged = [
+        bets.follow(bets.start(), p[:3])[0].times(bets.follow(bets.start(), p[3:])[0])
+        for p in sequences
+    ]
+    np.testing.assert_allclose(sum(map(total, merged)), 1)
+    after = [bets.follow(merged[0], p)[0] for p in sequences]
+    np.testing.assert_allclose(sum(map(total, after)), total(merged[0]))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])  # where in the tolerated range clean rows lie
 def test_e_values_are_e_values_at_any_time(rng, rate):
     """Under a tolerated rate the mean evidence is at most 1, when stopped at its first height."""
     bets = Bets(np.array([0.05]), np.array([2000]), 0.01, conservative=False)
