@@ -163,13 +163,13 @@ noticed.to_csv(args.output / "delays.csv", index=False)
 print(noticed.to_string(index=False))
 
 # %%
-# One run: 20,000 clean rows, then 2 % attacked ones.
+# One run: clean rows, then a campaign with every twentieth row attacked.
 
 p_values = calibrate(2000)
 n_clean = args.rows // 5
 monitor = RiskMonitor(2000)
 monitor.update(1 - p_values(statistics(n_clean)))
-monitor.update(1 - p_values(statistics(n_clean // 2, norm.isf(0.01), 0.02)))
+monitor.update(1 - p_values(statistics(n_clean // 10, norm.isf(0.01), 0.05)))
 RiskMonitorDisplay.from_monitor(monitor)
 plt.savefig(args.output / "monitor.png", dpi=120)
 print(monitor)
