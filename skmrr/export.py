@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from skmrr.base import BaseDetector
 from skmrr.nn.deployed import DONT_KNOW, Deployed
-from skmrr.nn.exported_files import Answer, Judge, format_of
+from skmrr.nn.exported_files import Answer, Judge, format_of, quiet
 from skmrr.nn.members import ArrayStep
 from skmrr.nn.placement import module_dtype
 from skmrr.nn.rows import Rows
@@ -196,7 +196,7 @@ def _traced(deployed: Deployed, x: Tensor) -> torch.export.ExportedProgram:
     inputs = (x, torch.tensor(0.5, dtype=torch.float64))
     shapes = ({0: torch.export.Dim("batch", min=0)}, None)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             return torch.export.export(deployed, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise TypeError(

@@ -48,7 +48,7 @@ def format_of(path: Path) -> FileFormat:
 
 
 def _write_program(program: ExportedProgram, path: Path, notes: str) -> None:
-    with _quiet():
+    with quiet():
         torch.export.save(program, path, extra_files={NOTES: notes})
 
 
@@ -68,7 +68,7 @@ def _write_onnx(program: ExportedProgram, path: Path, notes: str) -> None:
     from skmrr.nn.onnx_operators import OPERATORS
 
     try:
-        with _quiet():
+        with quiet():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -105,7 +105,7 @@ def _read_onnx(path: Path) -> Judge:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep exporters from telling of their own workings; the file is compared with the detector."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
