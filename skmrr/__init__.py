@@ -14,6 +14,7 @@ from skmrr.ensemble import MRREnsemble
 from skmrr.features import FeatureExtractor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
+from skmrr.persistence import load, save
 from skmrr.threshold import FixedThresholdDetector
 
 __version__ = "0.1.0"
@@ -32,5 +33,7 @@ __all__ = [
     "NoiseDefender",
     "StatisticDetector",
     "default_defenders",
+    "load",
     "replicate",
+    "save",
 ]

@@ -1,23 +1,33 @@
 """Estimators with torch networks among their parameters: cloning, pickling, hashing."""
 
 import copy
+import hashlib
 import io
 import pickle
+import sys
+from collections import OrderedDict
+from contextvars import ContextVar
+from typing import Any
 
 import cloudpickle
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils import Bunch
 from torch import nn
 
-from skmrr.nn.placement import resolve_device
+from skmrr.nn.fingerprint import content
+from skmrr.nn.placement import is_dense, resolve_device
+from skmrr.nn.stacking import MarginStack
+from skmrr.nn.tapped import Tap
 
 
 class NetworkEstimator(BaseEstimator):
     """Estimator whose parameters may be networks, and whose rows may be anything torch reads.
 
     Networks given as parameters are shared by ``clone``: they are read only, and a copy per
-    cross-validation split would cost memory for nothing. They pickle as plain arrays, so that
-    ``joblib.hash`` of the estimator depends on their values alone and ``Pipeline(memory=…)`` hits.
+    cross-validation split would cost memory for nothing. Everything pickles by value, so that
+    ``joblib.hash`` of the estimator depends on values alone and ``Pipeline(memory=…)`` hits.
     Classes and functions of a notebook or script pickle with them, so that other processes know
     them; such hashes hold within one process alone.
     """
@@ -36,16 +46,13 @@ class NetworkEstimator(BaseEstimator):
         return copied
 
     def __getstate__(self):
-        """Pack the networks, all of them together: what they share stays shared."""
+        """Pack all networks together, those of estimators within too: what they share is shared."""
         state = dict(super().__getstate__())
-        networks = {k: state.pop(k) for k in sorted(state) if _is_network(state[k])}
-        return {**state, _NETWORKS: _Packed(networks)} if networks else state
+        return state if _is_packing.get() else {_PACKED: _Packed(state)}
 
     def __setstate__(self, state):
         """Unpack the networks."""
-        networks = state[_NETWORKS].networks if _NETWORKS in state else {}
-        own = {k: v for k, v in state.items() if k != _NETWORKS}
-        super().__setstate__({**own, **networks})
+        super().__setstate__(state[_PACKED].state if _PACKED in state else state)
 
     def _device(self) -> torch.device:
         """Where to compute: the parameter ``device``, by default where the first network lives."""
@@ -53,18 +60,28 @@ class NetworkEstimator(BaseEstimator):
         return resolve_device(self.device, *networks)
 
 
-_NETWORKS = "networks"  # where the packed networks stand in a pickled state
+_PACKED = "packed"  # where the packed state stands in a pickled one
+_is_packing: ContextVar[bool] = ContextVar("is_packing", default=False)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+NUMBERED = (
+    *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
+    "_forward_hooks_always_called",
+)
 
 
 class _Packed:
-    """Networks that pickle to bytes made of plain arrays, the same for equal weights."""
+    """State that pickles to bytes, the same for equal values."""
 
-    def __init__(self, networks: dict[str, nn.Module]):
-        self.networks = networks
+    def __init__(self, state: dict[str, Any]):
+        self.state = state
 
     def __reduce__(self):
         buffer = io.BytesIO()
-        _ArrayPickler(buffer, protocol=4).dump(self.networks)
+        token = _is_packing.set(True)
+        try:
+            _ValuePickler(buffer, protocol=4).dump(_canonical(self.state, in_order=True))
+        finally:
+            _is_packing.reset(token)
         return _unpack, (buffer.getvalue(),)
 
 
@@ -72,26 +89,89 @@ def _unpack(packed: bytes) -> _Packed:
     return _Packed(pickle.loads(packed))
 
 
-class _ArrayPickler(cloudpickle.Pickler):
-    """Pickles tensors as arrays: torch's own format holds memory addresses."""
+class _ValuePickler(cloudpickle.Pickler):
+    """Pickler to which values count, not which of them are one object.
+
+    Tensors and arrays are written as bytes, equal ones once: torch's own format holds memory
+    addresses, and a replica begins as a copy of its classifier. A stack is made anew from its
+    replicas, whose weights it has.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._contents: dict[bytes, bytes] = {}
 
     def reducer_override(self, obj):
         if isinstance(obj, torch.Tensor):
-            flat = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            layout = (obj.dtype, obj.shape, obj.stride(), str(obj.device))
-            return _tensor, (flat, *layout, isinstance(obj, nn.Parameter), obj.requires_grad)
+            strides = obj.stride() if is_dense(obj) else obj.contiguous().stride()
+            layout = (obj.dtype, tuple(obj.shape), strides, str(obj.device))
+            flags = isinstance(obj, nn.Parameter), obj.requires_grad
+            return _tensor, (self._once(content(obj)), *layout, *flags)
+        if type(obj) is np.ndarray and not obj.dtype.hasobject:
+            is_fortran = obj.flags.f_contiguous and not obj.flags.c_contiguous
+            return _array, (self._once(obj.tobytes()), obj.dtype.str, obj.shape, is_fortran)
+        if isinstance(obj, MarginStack):
+            return MarginStack, (obj.replicas, obj.fold)
+        if type(obj) is Bunch:
+            return Bunch, (), None, None, iter(_canonical(dict(obj)).items())
+        if isinstance(obj, nn.Module | BaseEstimator | Tap):
+            reduced = obj.__reduce_ex__(4)
+            in_order = isinstance(obj, BaseEstimator)
+            return *reduced[:2], *(_canonical(part, in_order) for part in reduced[2:])
         return super().reducer_override(obj)
 
+    def _once(self, values: bytes) -> bytes:
+        return self._contents.setdefault(hashlib.sha256(values).digest(), values)
 
-def _tensor(flat, dtype, shape, stride, device, is_parameter, requires_grad) -> torch.Tensor:
+
+def _canonical(value: Any, in_order: bool = False) -> Any:
+    """Value with each string one object, sets in order, and hooks numbered from −1 down.
+
+    A pickle says which strings are one object, which depends on where they come from. Hooks are
+    numbered as they come in a process; their numbers below zero are nobody's.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_canonical, value))
+    if type(value) is set and all(isinstance(part, str) for part in value):
+        return _StringSet(sorted(value))
+    if type(value) is not dict:
+        return value
+    items = sorted(value.items()) if in_order else value.items()
+    canonical = {_canonical(key): _canonical(part) for key, part in items}
+    if any(map(value.get, NUMBERED)):  # which hooks want more than others, by their numbers
+        return canonical
+    for name in HOOKS:
+        if isinstance(hooks := value.get(name), OrderedDict):
+            numbered = ((-1 - k, hook) for k, hook in enumerate(hooks.values()))
+            canonical[name] = OrderedDict(numbered)
+    return canonical
+
+
+class _StringSet:
+    """Set of strings that is pickled in their order."""
+
+    def __init__(self, strings: list[str]):
+        self.strings = strings
+
+    def __reduce__(self):
+        return set, (list(map(sys.intern, self.strings)),)
+
+
+def _array(values: bytes, dtype: str, shape, is_fortran: bool) -> np.ndarray:
+    flat = np.frombuffer(values, dtype=np.dtype(dtype))
+    return np.array(flat.reshape(shape), order="F" if is_fortran else "C")
+
+
+def _tensor(values, dtype, shape, stride, device, is_parameter, requires_grad) -> torch.Tensor:
     # What left an accelerator comes back to it, or to the CPU of a machine without one.
     home = device if device == "cpu" or torch.cuda.is_available() else "cpu"
-    tensor = torch.as_tensor(flat).view(dtype).reshape(shape)
-    extent = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if extent == tensor.numel():
-        # Dense: keep the order of the axes in memory, in which convolutions round differently.
-        tensor = torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor)
-    tensor = tensor.to(home)
+    tensor = torch.empty(shape, dtype=dtype)
+    if values:
+        tensor = torch.frombuffer(bytearray(values), dtype=dtype).reshape(shape)
+    # The order of the axes in memory is kept: convolutions round differently in another one.
+    tensor = torch.empty_strided(shape, stride, dtype=dtype).copy_(tensor).to(home)
     return nn.Parameter(tensor, requires_grad) if is_parameter else tensor
 
 

@@ -24,6 +24,8 @@ LAYERS = [
     {"base", "features"},
     {"joining", "defenders", "baselines"},
     {"ensemble"},
+    {"records", "detector_files"},
+    {"persistence"},
     {"evaluation", "art"},
     {"bench"},
     {"cli"},

@@ -30,12 +30,26 @@ def fingerprint(network: nn.Module) -> str:
     """
     network = unwrapped(network)
     digest = hashlib.sha256(str(network).encode())
+    _add_tensors(digest, network)
+    of_parts = {name: settings(part) for name, part in network.named_modules()}
+    digest.update(joblib.hash(of_parts).encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_weights(network: nn.Module) -> str:
+    """SHA-256 of the values of a network's parameters and buffers: no version of torch changes it.
+
+    That of `fingerprint` depends on which settings a layer of torch has.
+    """
+    digest = hashlib.sha256()
+    _add_tensors(digest, unwrapped(network))
+    return digest.hexdigest()
+
+
+def _add_tensors(digest, network: nn.Module) -> None:
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(content(tensor))
-    settings = {name: _settings(part) for name, part in network.named_modules()}
-    digest.update(joblib.hash(settings).encode())
-    return digest.hexdigest()
 
 
 def content(tensor: Tensor) -> bytes:
@@ -44,7 +58,7 @@ def content(tensor: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def _settings(part: nn.Module) -> dict:
+def settings(part: nn.Module) -> dict:
     """Attributes of a layer that its outputs may depend on, beside parameters and buffers."""
     own = {name: value for name, value in vars(part).items() if name not in COMMON}
     plain = {name: value for name, value in own.items() if _is_plain(value)}

@@ -73,16 +73,13 @@ class FusionRule(nn.Module):
 
     def __init__(self, rule: str, weights: Tensor):
         super().__init__()
-        self.fuse = {
-            "noisy_or": self._noisy_or,
-            "harmonic": self._harmonic,
-            "max": self._max,
-        }[rule]
+        self.rule = rule
         self.register_buffer("weights", weights.double())
 
     def forward(self, log_survivals: Float[Tensor, "*batch members"]) -> Float[Tensor, "*batch"]:
         """Return the fused oddness, high = odd; its scale means nothing before calibration."""
-        return self.fuse(log_survivals)
+        rules = {"noisy_or": self._noisy_or, "harmonic": self._harmonic, "max": self._max}
+        return rules[self.rule](log_survivals)
 
     def _noisy_or(self, log_survivals: Tensor) -> Tensor:
         return -(log_survivals * self.weights).sum(-1)

@@ -1,4 +1,4 @@
-"""Where and in which precision a network computes, and from which seed."""
+"""Where, in which precision and order of axes a network computes, and from which seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +29,12 @@ def module_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype
     return default if default.is_floating_point else torch.get_default_dtype()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the values of a tensor, in whatever order of axes, fill its memory without a gap."""
+    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return 0 < tensor.numel() == extent
 
 
 def as_input(batch: Tensor, module: nn.Module) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 from skmrr.nn.pursuit import MIN_PIVOT, MIN_REMAINING, STOP, project, pursue
 
 CHUNK_VALUES = 2**19  # correlations of one chunk: calls cost more in small ones, memory in large
+MOST_ATOMS = 2**16  # in a code
 LANES = 16  # multiple that the number of atoms is padded to, for vector registers
 Pursuit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -94,8 +95,8 @@ class SparseCoder(nn.Module):
             raise ValueError(f"selection={selection!r} must be 'omp' or 'ormp'.")
         if backend not in ("auto", "torch", "numba"):
             raise ValueError(f"backend={backend!r} must be 'auto', 'torch' or 'numba'.")
-        if n_nonzero < 1:
-            raise ValueError(f"n_nonzero={n_nonzero} must be at least 1.")
+        if not 1 <= n_nonzero <= MOST_ATOMS:
+            raise ValueError(f"n_nonzero={n_nonzero} must be from 1 to {MOST_ATOMS}.")
         self.n_nonzero = n_nonzero
         self.selection = selection
         self.backend = backend
@@ -157,6 +158,7 @@ class SparseCoder(nn.Module):
             raise ValueError(
                 f"x has {x.shape[1]} values a row, but the atoms have {self.dictionary.shape[1]}."
             )
+        self._check_sizes()
         pursuit = self._pursuit(x.device)
         size = max(1, CHUNK_VALUES // len(self.dictionary))
 
@@ -180,6 +182,20 @@ class SparseCoder(nn.Module):
                     pass
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _check_sizes(self) -> None:
+        """Raise a ValueError where compiled code, which trusts them, would leave its arrays."""
+        n_atoms = self.dictionary.shape[0]
+        kinds = {self.dictionary.dtype, self.gram.dtype}
+        if (
+            self.gram.shape != (n_atoms, n_atoms)
+            or kinds != {torch.float32}
+            or not 1 <= self.n_nonzero <= MOST_ATOMS
+        ):
+            raise ValueError(
+                f"A dictionary of {n_atoms} atoms, {self.n_nonzero} of them in a code, does not go "
+                f"with a Gram matrix of shape {tuple(self.gram.shape)}."
+            )
 
     def _code(self, x: Tensor, pursuit: Pursuit, unit: Tensor, correlations: Tensor) -> SparseCodes:
         """Codes of one chunk; `unit` and `correlations` are room to work in."""
@@ -214,7 +230,7 @@ class SparseCoder(nn.Module):
         def pursuit(correlations: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
             support = torch.empty(len(correlations), self.n_nonzero, dtype=torch.int32)
             coefficients = torch.empty(len(correlations), self.n_nonzero)
-            arrays = (part.numpy() for part in (correlations, gram))
+            arrays = (part.contiguous().numpy() for part in (correlations, gram))
             kernel(*arrays, self.n_nonzero, support.numpy(), coefficients.numpy())
             return support, coefficients
 

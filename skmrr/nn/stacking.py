@@ -77,13 +77,16 @@ class MarginStack(nn.Module):
     Parameters
     ----------
     replicas : dict of int to Replica
-        The replicas, by the position of their member; they are copied.
+        The replicas, by the position of their member; they are copied. They are no parts of the
+        stack, which is made anew from them where it is stored, as its weights are theirs.
     fold : bool
         Whether to put batch normalisation into the convolutions.
     """
 
     def __init__(self, replicas: dict[int, Replica], fold: bool):
         super().__init__()
+        self.replicas = replicas
+        self.fold = fold
         self.indices = list(replicas)
         first = replicas[self.indices[0]]
         networks = [replica.bare_network() for replica in replicas.values()]
