@@ -11,6 +11,7 @@ from skmrr.defenders import (
     default_defenders,
 )
 from skmrr.ensemble import MRREnsemble
+from skmrr.export import Agreement, export
 from skmrr.features import FeatureExtractor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
@@ -20,6 +21,7 @@ from skmrr.threshold import FixedThresholdDetector
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
     "BaseDetector",
     "CertifiedDefender",
     "ConformalSurvival",
@@ -33,6 +35,7 @@ __all__ = [
     "NoiseDefender",
     "StatisticDetector",
     "default_defenders",
+    "export",
     "load",
     "replicate",
     "save",

@@ -26,6 +26,7 @@ LAYERS = [
     {"ensemble"},
     {"records", "detector_files"},
     {"persistence"},
+    {"export"},
     {"evaluation", "art"},
     {"bench"},
     {"cli"},
@@ -91,6 +92,8 @@ def test_packages_stay_where_they_belong(path):
         assert "sklearn" not in packages
     if part not in {"art", "examples"}:
         assert "art" not in packages
+    if path.name not in {"exported_files.py", "onnx_operators.py"}:
+        assert not {"onnx", "onnxruntime", "onnxscript"} & packages
     if part not in {"evaluation", "bench", "examples"}:
         assert "matplotlib" not in packages
 
@@ -124,6 +127,7 @@ def test_imports_of_sees_every_form(tmp_path, monkeypatch):
 
 def heavy_modules_after(statement):
     heavy = {"art", "dask", "distributed", "matplotlib", "numba", "pandas", "PIL", "pooch"}
+    heavy |= {"onnx", "onnxruntime", "onnxscript"}
     program = f"import sys\n{statement}\nprint(*{heavy} & sys.modules.keys())"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

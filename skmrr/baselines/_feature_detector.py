@@ -19,11 +19,12 @@ from skmrr.nn.tapped import NOTHING, Pass, head_input
 def favouring(
     level: Float[Tensor, " batch"], column: Int[Tensor, " batch"], n_classes: int
 ) -> Float[Tensor, "batch classes"]:
-    """Give each class the same level, but for one step of rounding less at `column`.
+    """Give each class the same level, but for a step or two of rounding less at `column`.
 
     Whoever has to guess the class then guesses the one at `column`.
     """
-    step = torch.nextafter(level.detach(), torch.full_like(level, torch.inf)) - level.detach()
+    kind = torch.finfo(level.dtype)
+    step = kind.eps * level.detach().abs().clamp_min(kind.tiny)  # ONNX has no nextafter
     others = torch.arange(n_classes, device=level.device) != column[:, None]
     return level[:, None] + step[:, None] * others
 

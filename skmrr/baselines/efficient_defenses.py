@@ -238,7 +238,7 @@ class BoundedReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations."""
-        return x.clamp(0, self.bound)
+        return x.clamp(0.0, self.bound)  # both floats, as ONNX wants them
 
     def extra_repr(self) -> str:
         """Bound, for the printed network."""

@@ -137,11 +137,21 @@ def check_values(batch: Tensor, clip_values=None) -> None:
         check_range(float(batch.min()), float(batch.max()), clip_values)
 
 
-def check_range(lowest: float, highest: float, clip_values) -> None:
-    """Raise a ValueError if [lowest, highest] leaves the declared range of pixels."""
+def bounds(clip_values) -> tuple[float, float]:
+    """Lowest and highest value to be accepted; all that are finite where no range is declared."""
+    if clip_values is None:
+        most = float(np.finfo(np.float64).max)
+        return -most, most
     low, high = clip_values
     slack = 1e-6 * (high - low)  # float32 rounding of a rescaled image is no error
-    if lowest < low - slack or highest > high + slack:
+    return low - slack, high + slack
+
+
+def check_range(lowest: float, highest: float, clip_values) -> None:
+    """Raise a ValueError if [lowest, highest] leaves the declared range of pixels."""
+    least, most = bounds(clip_values)
+    if lowest < least or highest > most:
+        low, high = clip_values
         raise ValueError(
             f"X spans [{lowest:g}, {highest:g}], outside the declared clip_values=({low:g}, "
             f"{high:g}); rescale X (8-bit pixels: divide by 255) or correct clip_values."
