@@ -13,6 +13,7 @@ from skmrr.defenders import (
 from skmrr.ensemble import MRREnsemble
 from skmrr.export import Agreement, export
 from skmrr.features import FeatureExtractor
+from skmrr.monitor import RiskMonitor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate
 from skmrr.persistence import load, save
@@ -33,6 +34,7 @@ __all__ = [
     "MRREnsemble",
     "MarginDetector",
     "NoiseDefender",
+    "RiskMonitor",
     "StatisticDetector",
     "default_defenders",
     "export",

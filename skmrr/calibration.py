@@ -123,6 +123,15 @@ class ConformalSurvival(nn.Module):
         return (interpolated - self.tail_rate[member, group] * beyond).T
 
 
+def least_rank(ranks, n_rows):
+    """Count the calibration rows that surely lie at or beyond the p-value ranks / (n_rows + 1).
+
+    Interpolation from above loses one of them, or two gaps between knots.
+    """
+    gap = np.maximum(1.0, n_rows / EXACT_RANKS) ** (1 / (COARSE_KNOTS - 1))
+    return np.where(ranks <= EXACT_RANKS, ranks - 1, np.floor(ranks / gap**2) - 2)
+
+
 def _survival_knots(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Knots and the log p-value at each.
 

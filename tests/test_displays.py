@@ -11,12 +11,13 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skmrr import LatentDefender
+from skmrr import LatentDefender, RiskMonitor
 from skmrr.evaluation import (
     AdaptiveEvaluation,
     CostDisplay,
     DetectionRocDisplay,
     RiskHistogramDisplay,
+    RiskMonitorDisplay,
     SuccessCurveDisplay,
 )
 
@@ -83,6 +84,9 @@ DRAWN = {
         success_of(), **kw
     ),
     CostDisplay: lambda y, scores, **kw: CostDisplay.from_frame(COSTS, **kw),
+    RiskMonitorDisplay: lambda y, scores, **kw: RiskMonitorDisplay.from_monitor(
+        RiskMonitor(2000).update(-np.expm1(scores)), **kw
+    ),
 }
 
 
@@ -220,6 +224,20 @@ def test_names_of_distant_points_do_not_overlap():
     assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
+def test_monitor_display_shows_evidence_its_limit_and_the_report(rng):
+    monitor = RiskMonitor(2000).update(rng.uniform(size=500))
+    display = RiskMonitorDisplay.from_monitor(monitor)
+    assert display.alarm_line_ is None
+    assert display.name == "kept"
+    monitor.update(np.ones(20))
+    display = RiskMonitorDisplay.from_monitor(monitor, linewidth=3)
+    assert display.alarm_line_.get_xdata()[0] == monitor.alarm_row_
+    assert display.limit_line_.get_ydata()[0] == pytest.approx(np.log10(4 / 0.01))
+    more, fewer = (line.get_ydata()[-1] for line in display.lines_)
+    assert (more, fewer) == pytest.approx(np.divide([*monitor.evidence_.values()], np.log(10)))
+    assert display.lines_[0].get_linewidth() == 3
+
+
 Y, SCORES = [0, 1, -1, -1], [-0.1, -0.2, -3.0, -4.0]
 BAD = {
     "no adversarial rows": lambda: DetectionRocDisplay.from_predictions([0, 1], [-1.0, -2.0]),
@@ -243,6 +261,7 @@ BAD = {
     "No row was broken": lambda: SuccessCurveDisplay.from_distortions({"a": [np.inf]}),
     "has no rows": lambda: CostDisplay.from_frame(COSTS[:0]),
     "no column 'tpr'": lambda: CostDisplay.from_frame(COSTS, y="tpr"),
+    "has seen no rows": lambda: RiskMonitorDisplay.from_monitor(RiskMonitor(2000)),
     "must be finite and above 0": lambda: CostDisplay.from_frame(COSTS.assign(score_cost=0.0)),
 }
 

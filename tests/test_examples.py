@@ -17,6 +17,7 @@ SMALL = {
     "3_adaptive/plot_evasion_cost.py": [
         *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
     ],
+    "5_service/plot_monitor.py": ["--runs", "1", "--campaigns", "1", "--rows", "2000"],
 }
 SLOW = {
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size

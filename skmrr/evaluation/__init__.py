@@ -11,6 +11,7 @@ from skmrr.evaluation.displays import (
     CostDisplay,
     DetectionRocDisplay,
     RiskHistogramDisplay,
+    RiskMonitorDisplay,
     SuccessCurveDisplay,
 )
 from skmrr.evaluation.flagging import flag_rates
@@ -31,6 +32,7 @@ __all__ = [
     "DetectionEvaluation",
     "DetectionRocDisplay",
     "RiskHistogramDisplay",
+    "RiskMonitorDisplay",
     "SuccessCurveDisplay",
     "Successes",
     "auc_interval",
