@@ -1,12 +1,16 @@
 """The commands for a model of one's own: a stranger's network, weights, and folders of images."""
 
 import csv
+import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from skmrr.cli import app
 from skmrr.cli.classifiers import load_classifier
 from skmrr.cli.options import load_detector
 from skmrr.cli.outcomes import printable, replacing
+from skmrr.cli.page import Picture, Section, Table, as_html, as_markdown
 from skmrr.cli.scoring import DONT_KNOW
 from skmrr.cli.settings import Settings, read_settings
 from skmrr.monitor import RiskMonitor
@@ -92,26 +97,31 @@ def bare(tmp_path_factory, digits):
     return home
 
 
+SMALL = ("--rows", 60, "--attacked", 20, "--adaptive", 3, "--steps", 3)
 INIT = [
     *("init", f"{MODULE}:Net", "weights.pt", "--data", "train", "--grey"),
     *("--mean", MEAN, "--std", STD),
 ]
 
 
+WALK = {
+    "init": INIT[1:],
+    "fit": ["train", "--max-epochs", "3", "--security-parameter", "0.05"],
+    "calibrate": ["new"],
+    "score": ["test", "--output", "risks.csv"],
+    "report": ["test", *SMALL],
+    "export": ["detector.pt2", "--data", "test"],
+}
+
+
 @pytest.fixture(scope="module")
 def home(bare):
-    """The same, with settings and a calibrated detector; seconds that the commands took."""
-    took = {}
-    for words in (
-        INIT,
-        ["fit", "train", "--max-epochs", "3", "--security-parameter", "0.05"],
-        ["calibrate", "new"],
-    ):
+    """The same after all six commands, whose seconds are printed."""
+    for name, words in WALK.items():
         begun = time.perf_counter()
-        stdout, _ = run(bare, *words)
-        took[words[0]] = time.perf_counter() - begun
+        stdout, _ = run(bare, name, *words)
+        print(f"\nskmrr {name}: {time.perf_counter() - begun:.1f} s", end="")
         assert stdout == ""
-    print("".join(f"\n{name}: {seconds:.1f} s" for name, seconds in took.items()))
     return bare
 
 
@@ -280,10 +290,14 @@ def test_a_monitor_goes_on_where_it_was(home, tmp_path):
     assert "another detector or threshold" in stderr
 
 
-def test_export_writes_a_file_that_judges_alike(home, tmp_path):
-    _, stderr = run(home, "export", tmp_path / "detector.pt2", "--data", "test")
-    assert "of 300 rows both flag" in stderr
-    assert (tmp_path / "detector.pt2").stat().st_size > 0
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_exported_file_judges_alike(home):
+    files = sorted((home / "test").rglob("*.png"))[:50]
+    X = np.stack([np.asarray(Image.open(file), np.float32)[None] / 255 for file in files])
+    judge = torch.export.load(home / "detector.pt2").module()
+    found = judge(torch.as_tensor(X), torch.tensor(0.05, dtype=torch.float64))
+    rows = scored((home / "risks.csv").read_text())[:50]
+    np.testing.assert_allclose(found["risk"], [float(row["risk"]) for row in rows], atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -301,6 +315,127 @@ def test_an_exported_program_is_guarded_by_its_margin(bare, tmp_path):
     run(tmp_path, "calibrate", bare / "new")
     stdout, _ = run(tmp_path, "score", bare / "test")
     assert len(scored(stdout)) == 300
+
+
+@pytest.fixture(scope="module")
+def page(home):
+    """HTML and Markdown of a report."""
+    output = home / "report.html"
+    return output.read_text("utf-8"), output.with_suffix(".md").read_text("utf-8")
+
+
+def test_the_report_says_the_same_in_both_forms(home, page):
+    html, markdown = page
+    detector = load_detector(
+        home / "detector.safetensors", read_settings(home / "skmrr.toml"), "cpu"
+    )
+    radius = detector.named_defenders_["latent_0"].exploration_radius
+    hashed = hashlib.sha256((home / "detector.safetensors").read_bytes()).hexdigest()
+    for text in (
+        *("What is protected", "Most alarming clean rows", "Fit: 600 rows of train"),
+        *("Calibrate: 400 rows of new", "60 rows of test", torch.__version__, hashed),
+        *("Carlini-L2, κ = 5", "worst case", "brighter", "alarm: ", f"={radius:.4g}"),
+    ):
+        assert text in html
+        assert text in re.sub(r"\\(.)", r"\1", markdown)
+    assert "Warning" not in markdown
+
+
+def test_the_report_needs_nothing_else(page):
+    html, _ = page
+    links = re.findall(r'(?:src|href)="([^"]*)"|url\(', html)
+    assert len(links) == 3 + 12
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search("<(script|link|iframe|object)", html)
+    checked = Balanced()
+    checked.feed(html)
+    assert checked.open == []
+
+
+class Balanced(HTMLParser):
+    """Parser that holds the tags that are open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_leaves_out_what_the_detector_has_seen(home, tmp_path):
+    _, stderr = run(home, "report", "new", "--output", tmp_path / "r.html", code=2)
+    assert "All these rows it was fitted or calibrated on" in stderr
+    _, stderr = run(home, "report", "unnamed.npy", code=2)
+    assert "There is no" in stderr
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'|`*[a](http:b){{7*7}}"
+
+
+def test_names_cannot_act_in_the_report():
+    section = Section(
+        HOSTILE,
+        [HOSTILE],
+        Table((HOSTILE,), [(HOSTILE,)]),
+        gallery=[Picture(b"", HOSTILE, [HOSTILE])],
+        warnings=[HOSTILE],
+    )
+    html = as_html(HOSTILE, [section])
+    assert "<img src=x" not in html
+    assert "{{7*7}}" in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;&#34;&#39;|") == 9
+    markdown = as_markdown(HOSTILE, [section])
+    assert "<img" not in markdown
+    assert markdown.count(r"""onerror=alert\(1\)&gt;"'\|\`\*\[a\]\(http""") == 7
+    assert "`*[a](http" not in markdown
+
+
+def test_hostile_files_are_escaped_to_the_end(home, tmp_path):
+    files = sorted((home / "test").rglob("*.png"))
+    lines = [["file", "class"]]
+    for k, file in enumerate(files[:40]):
+        odd = tmp_path / f"<b>{k}&\u202e.png"
+        odd.write_bytes(file.read_bytes())
+        lines.append([odd.name, file.parent.name])
+    with (tmp_path / "list.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(lines)
+    run(home, "report", tmp_path / "list.csv", *SMALL, "--output", tmp_path / "r.html")
+    html = (tmp_path / "r.html").read_text("utf-8")
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html
+    assert "\u202e" not in html + (tmp_path / "r.md").read_text("utf-8")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="there is no browser")
+@pytest.mark.usefixtures("page")
+def test_a_browser_shows_the_report(home, tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)))
+    # A script of the test's own could not run: the page allows none. Layout is read from a picture.
+    words = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [
+            *(browser, *words, f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--window-size=400,6000", f"--screenshot={shot}", str(home / "report.html")),
+        ],
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("L"), dtype=float)
+    assert pixels.shape == (6000, 400)
+    is_inked = (pixels.max(1) - pixels.min(1)) > 100
+    assert is_inked[:3000].mean() > 0.3  # down to the charts, which need their pictures
+    assert pixels[:, -8:].std() < 1  # nothing leaves a narrow window at its right
 
 
 def write(path, text):

@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from skmrr.cli.in_use import export as export_detector
+from skmrr.cli.in_use import report as report_on_detector
 from skmrr.cli.in_use import score as score_rows
 from skmrr.cli.own_model import calibrate, fit, init
 
@@ -36,6 +37,7 @@ OF_OWN_MODEL: dict[str, Callable[..., None]] = {
     "fit": fit,
     "calibrate": calibrate,
     "score": score_rows,
+    "report": report_on_detector,
     "export": export_detector,
 }
 for own_name, own_command in OF_OWN_MODEL.items():

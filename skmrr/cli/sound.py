@@ -52,6 +52,12 @@ class Sound:
             return self.data
         return DataLoader(self.data, batch_size=1, num_workers=self.workers)
 
+    def array(self) -> np.ndarray:
+        """All rows in memory."""
+        if self.held is not None:
+            return self.held
+        return np.stack([self.data[k].numpy() for k in range(len(self.data))])
+
     def without(self, digests: Collection[str], reason: str) -> "Sound":
         """Leave out rows of these hashes, and say so.
 
