@@ -1,8 +1,9 @@
-"""The command ``skmrr``: reproduce the tables, and try to break the challenge."""
+"""The command ``skmrr``: defend a model of one's own, reproduce the tables, break the challenge."""
 
 import dataclasses
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -17,8 +18,13 @@ import joblib
 import torch
 from tqdm.auto import tqdm
 
+from skmrr.cli.in_use import export as export_detector
+from skmrr.cli.in_use import report as report_on_detector
+from skmrr.cli.in_use import score as score_rows
+from skmrr.cli.own_model import calibrate, fit, init
+
 app = typer.Typer(
-    help="Detect adversarial inputs: measure it, and try to break it.",
+    help="Detect adversarial inputs of your classifier; measure it, and try to break it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -26,6 +32,16 @@ bench = typer.Typer(
     help="Reproduce a table of the results, each by one command.", no_args_is_help=True
 )
 challenge = typer.Typer(help="A fixed defended classifier to break.", no_args_is_help=True)
+OF_OWN_MODEL: dict[str, Callable[..., None]] = {
+    "init": init,
+    "fit": fit,
+    "calibrate": calibrate,
+    "score": score_rows,
+    "report": report_on_detector,
+    "export": export_detector,
+}
+for own_name, own_command in OF_OWN_MODEL.items():
+    app.command(own_name)(own_command)
 app.add_typer(bench, name="bench")
 app.add_typer(challenge, name="challenge")
 

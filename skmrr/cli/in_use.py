@@ -1,0 +1,204 @@
+"""The commands for a fitted detector of one's own: score, report, export."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import numpy as np
+import typer
+from tqdm.auto import tqdm
+
+from skmrr.base import BaseDetector
+from skmrr.cli import history
+from skmrr.cli.data import class_numbers, open_data
+from skmrr.cli.measures import Effort, measure
+from skmrr.cli.options import (
+    DETECTOR,
+    SETTINGS,
+    DataArgument,
+    DetectorOption,
+    DeviceOption,
+    ErrorOption,
+    ExportArgument,
+    Format,
+    OnError,
+    RateOption,
+    SettingsOption,
+    WorkersOption,
+    load_detector,
+    read_rows,
+)
+from skmrr.cli.outcomes import FLAGGED, answering, replacing, say
+from skmrr.cli.page import as_html, as_markdown
+from skmrr.cli.scoring import WRITERS, Verdict, class_names, judged
+from skmrr.cli.sections import Subject, sections_of
+from skmrr.cli.settings import read_settings
+from skmrr.cli.sound import refuse, sound_rows
+from skmrr.export import export as write_export
+from skmrr.monitor import RiskMonitor
+
+RADII = (0.03, 0.1)  # of attacks, as shares of the range
+
+
+@answering()
+def score(
+    data: DataArgument,
+    detector: DetectorOption = DETECTOR,
+    settings: SettingsOption = SETTINGS,
+    output: Annotated[Path | None, typer.Option(help="File, instead of standard output.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to write.")] = Format.csv,
+    security_parameter: RateOption = None,
+    fail_on_flagged: Annotated[
+        bool, typer.Option("--fail-on-flagged", help="End with code 4 if any row is flagged.")
+    ] = False,
+    monitor: Annotated[
+        Path | None, typer.Option(help="Watch the promise over runs; state in this JSON file.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    workers: WorkersOption = 0,
+    on_error: ErrorOption = OnError.stop,
+) -> None:
+    """Write class or "don't know", risk, and who raised the alarm for each row.
+
+    Exit codes: 0 done, 2 wrong usage or input, 3 a row cannot be read, 4 rows are flagged and
+    --fail-on-flagged was given.
+    """
+    known = read_settings(settings)
+    found = load_detector(detector, known, device)
+    found._check_calibrated()
+    if security_parameter is not None:
+        found.set_params(security_parameter=security_parameter)
+    source = open_data(data, known)
+    classes = class_names(known.classes, found)
+    counts = {"rows": 0, "flagged": 0, "not readable": 0}
+    bar = tqdm(total=len(source), desc="scoring", unit=" rows", disable=None, leave=False)
+    with _written_to(output) as file, _watching(monitor, found) as watch, bar:
+        writer = WRITERS[form.value](file)
+        for batch in judged(found, source, classes, workers):
+            for row in batch:
+                writer.write(row)
+                counts["rows"] += 1
+                if isinstance(row, Verdict):
+                    counts["flagged"] += row.flagged
+                else:
+                    counts["not readable"] += 1
+                    refuse(row, skip=on_error is OnError.skip)
+            if watch is not None:
+                watch.update([row.risk for row in batch if isinstance(row, Verdict)])
+            file.flush()
+            bar.update(len(batch))
+    say(", ".join(f"{number} {what}" for what, number in counts.items()))
+    if fail_on_flagged and counts["flagged"]:
+        raise typer.Exit(FLAGGED)
+
+
+@answering()
+def report(
+    data: DataArgument,
+    detector: DetectorOption = DETECTOR,
+    settings: SettingsOption = SETTINGS,
+    output: Annotated[
+        Path, typer.Option(help="Page to write; Markdown beside it ends in .md.")
+    ] = Path("report.html"),
+    rows: Annotated[int, typer.Option(min=20, help="Most rows that are drawn of the data.")] = 1000,
+    attacked: Annotated[int, typer.Option(min=1, help="Rows to attack the classifier on.")] = 100,
+    adaptive: Annotated[int, typer.Option(min=1, help="Rows to attack the detector on.")] = 30,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each attack.")] = 40,
+    eps: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Largest change of a value, again for more; by default 3 and 10 % of all."
+        ),
+    ] = None,
+    device: DeviceOption = "cpu",
+    workers: WorkersOption = 0,
+    on_error: ErrorOption = OnError.stop,
+) -> None:
+    """Measure the detector on clean rows with classes, new to it, and write a page about it."""
+    known = read_settings(settings)
+    found = load_detector(detector, known, device)
+    found._check_calibrated()
+    steps_done = history.recall(detector)
+    source = open_data(data, known)
+    drawn = sorted(np.random.default_rng(0).permutation(len(source))[:rows].tolist())
+    held_out = sound_rows(source.at(drawn), workers=workers, skip=on_error is OnError.skip)
+    seen = history.rows_of(steps_done, history.FIT, history.CALIBRATE)
+    held_out = held_out.without(seen, "it was fitted or calibrated on")
+    y = class_numbers(held_out.data, known.classes, len(found.classes_))
+    if y is None:
+        raise ValueError(f"{data} names no classes: a report needs the true class of each row.")
+    low, high = known.bounds
+    effort = Effort(attacked, adaptive, steps, eps or [s * (high - low) for s in RADII])
+    X = held_out.array()
+    with tqdm(total=4, disable=None, leave=False) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        measures = measure(found, X, y, effort, progress)
+    subject = Subject(
+        *(found, detector, known, settings, class_names(known.classes, found)),
+        *(steps_done, data, held_out.data.names, X, y),
+    )
+    title, parts = f"Report on {detector.name}", sections_of(subject, measures, effort)
+    for path, text in (
+        (output, as_html(title, parts)),
+        (output.with_suffix(".md"), as_markdown(title, parts)),
+    ):
+        with replacing(path) as file:
+            file.write(text)
+        say(f"written to {path}")
+
+
+@answering()
+def export(
+    file: ExportArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="Rows to compare on, clean ones best; drawn by default.")
+    ] = None,
+    detector: DetectorOption = DETECTOR,
+    settings: SettingsOption = SETTINGS,
+    workers: WorkersOption = 0,
+    on_error: ErrorOption = OnError.stop,
+) -> None:
+    """Write classifier and detector to one file that needs no skmrr, and compare the two."""
+    known = read_settings(settings)
+    found = load_detector(detector, known, "cpu")
+    X = None
+    if data is not None:
+        X = read_rows(data, known, workers, on_error).X
+    agreement = write_export(found, file, X)
+    say(
+        f"written to {file}; of {agreement.n_rows} rows both flag {agreement.n_flagged}, and "
+        f"risks differ by {agreement.risk_difference:.1e} at most"
+    )
+
+
+@contextmanager
+def _written_to(path: Path | None) -> Iterator[TextIO]:
+    """Give standard output, or a file that is replaced once it is whole."""
+    if path is not None:
+        with replacing(path) as file:
+            yield file
+    else:
+        yield sys.stdout
+
+
+@contextmanager
+def _watching(path: Path | None, detector: BaseDetector) -> Iterator[RiskMonitor | None]:
+    """Give a monitor whose state is kept in a file, or None."""
+    if path is None:
+        yield None
+        return
+    monitor = fresh = RiskMonitor.of(detector)
+    if path.exists():
+        monitor = RiskMonitor.from_json(path.read_text(encoding="utf-8"))
+        if monitor.state["parameters"] != fresh.state["parameters"]:
+            raise ValueError(f"{path} is of another detector or threshold: name a new file.")
+    yield monitor
+    with replacing(path) as file:
+        file.write(monitor.to_json())
+    say(f"monitor: {monitor.verdict} after {monitor.n_rows_} rows")
