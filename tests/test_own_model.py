@@ -370,8 +370,26 @@ class Balanced(HTMLParser):
 def test_the_report_leaves_out_what_the_detector_has_seen(home, tmp_path):
     _, stderr = run(home, "report", "new", "--output", tmp_path / "r.html", code=2)
     assert "All these rows it was fitted or calibrated on" in stderr
-    _, stderr = run(home, "report", "unnamed.npy", code=2)
-    assert "There is no" in stderr
+
+
+def test_a_report_needs_clean_rows_of_known_classes(home, tmp_path):
+    X = np.zeros((20, 1, 8, 8), np.float32)
+    for y, told in (({}, "name no classes"), ({"y": np.arange(20) - 1}, "are adversarial")):
+        np.savez(tmp_path / "rows.npz", X=X, **y)
+        _, stderr = run(home, "report", tmp_path / "rows.npz", code=2)
+        assert told in stderr
+    np.savez(tmp_path / "rows.npz", X=X, y=np.arange(20))
+    _, stderr = run(home, "report", tmp_path / "rows.npz", code=2)
+    assert "There is a class 19" in stderr
+    _, stderr = run(home, "report", "test", "--output", "report.md", code=2)
+    assert "must end in .html" in stderr
+
+
+def test_names_of_any_bytes_are_written(home, tmp_path):
+    image = next((home / "test").rglob("*.png")).read_bytes()
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(image)
+    stdout, _ = run(home, "score", tmp_path)
+    assert scored(stdout)[0]["file"] == "\\udcff.png"
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'|`*[a](http:b){{7*7}}"

@@ -2,12 +2,16 @@
 Is my classifier being fooled?
 ==============================
 
-Train a small network on scikit-learn's bundled digits, fit a defender on clean images alone, then
-attack the network with the Adversarial Robustness Toolbox and see who notices.
+Train a small network on scikit-learn's bundled digits, fit a defender on clean images alone, attack
+the network with the Adversarial Robustness Toolbox and see who notices. Then save the defender, and
+score in another process.
 """
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+import skmrr
 from skmrr import LatentDefender, replicate
 from skmrr.datasets import load_digits_images
 from skmrr.evaluation import (
@@ -162,3 +167,27 @@ right.set(xlim=(None, 1), ylim=(0.5, 1.01), title="Who notices, and at what pric
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_digits.png", dpi=120)
 print(f"\npicture: {args.output / 'plot_digits.png'}")
+
+# %%
+# In another process
+# ------------------
+# The detector's file holds no code and not the classifier, which comes as it always does: built by
+# its own code, with its weights loaded. Here it is a whole file, as all of it is torch's.
+
+SERVICE = """
+import numpy as np
+import skmrr
+import torch
+
+classifier = torch.load("classifier.pt", weights_only=False)
+defender = skmrr.load("defender.safetensors", classifier=classifier)
+np.save("risks.npy", defender.risk(np.load("images.npy")))
+"""
+with TemporaryDirectory() as folder:
+    torch.save(classifier, f"{folder}/classifier.pt")
+    skmrr.save(defender, f"{folder}/defender.safetensors")
+    np.save(f"{folder}/images.npy", X_test)
+    subprocess.run([sys.executable, "-c", SERVICE], cwd=folder, check=True)
+    risks = np.load(f"{folder}/risks.npy")
+difference = np.abs(risks - defender.risk(X_test)).max()
+print(f"saved, loaded in another process: risks differ by {difference:g} at most")

@@ -19,9 +19,9 @@ import torch
 from tqdm.auto import tqdm
 
 from skmrr.cli.in_use import export as export_detector
-from skmrr.cli.in_use import report as report_on_detector
 from skmrr.cli.in_use import score as score_rows
 from skmrr.cli.own_model import calibrate, fit, init
+from skmrr.cli.reporting import report as report_on_detector
 
 app = typer.Typer(
     help="Detect adversarial inputs of your classifier; measure it, and try to break it.",

@@ -67,6 +67,12 @@ def open_data(path: Path, settings: Settings) -> Data:
     return data
 
 
+def check_clean(data: Data) -> None:
+    """Raise a ValueError if the data say of a row that it is adversarial."""
+    if data.marks is not None and data.marks.dtype.kind in "iu" and (data.marks < 0).any():
+        raise ValueError("Rows of class -1 are adversarial: leave them out, as only fit does.")
+
+
 def class_numbers(data: Data, classes: Sequence[str] | None, n_logits: int):
     """Class numbers of rows, shape (n_rows,), or None where the data name no classes.
 
@@ -75,8 +81,15 @@ def class_numbers(data: Data, classes: Sequence[str] | None, n_logits: int):
     ValueError
         If a name is none of the classifier's classes, or which these are is not known.
     """
-    if data.marks is None or data.marks.dtype.kind in "iu":
-        return data.marks
+    if data.marks is None:
+        return None
+    if data.marks.dtype.kind in "iu":
+        if data.marks.max() >= n_logits:
+            raise ValueError(
+                f"There is a class {data.marks.max()}, but the classifier has {n_logits} logits: "
+                "number the classes from 0 on, as it does."
+            )
+        return data.marks.astype(np.int64)
     found = sorted(set(data.marks))
     names = found if classes is None else list(classes)
     if len(names) != n_logits:
@@ -120,8 +133,8 @@ def _of_list(path: Path, settings: Settings) -> Data:
     names = [record["file"] or "" for record in records]
     marks = None
     if "class" in records[0]:
-        marks = np.array([record["class"] for record in records], dtype=object)
-        if settings.classes is None and all((mark or "").isdecimal() for mark in marks):
+        marks = np.array([record["class"] or "" for record in records], dtype=object)
+        if settings.classes is None and all(mark.isdecimal() for mark in marks):
             marks = marks.astype(np.int64)
     return Data(names, [path.parent / name for name in names], ImageReader.of(settings), marks)
 

@@ -32,7 +32,8 @@ class ImageReader:
         """Reader as the settings have it."""
         if settings.size is None:
             raise ValueError(
-                "The settings lack the size of images: give size = [height, width] in [images]."
+                "The settings lack the size of images: give size = [height, width] in [images], "
+                "or --size to skmrr init."
             )
         height, width = settings.size
         return cls((height, width), settings.colours, settings.resize, settings.bounds)

@@ -1,19 +1,17 @@
-"""The commands for a fitted detector of one's own: score, report, export."""
+"""The commands for a fitted detector of one's own: score, export."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
 
-import numpy as np
 import typer
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
-from skmrr.cli import history
-from skmrr.cli.data import class_numbers, open_data
-from skmrr.cli.measures import Effort, measure
+from skmrr.cli.data import open_data
 from skmrr.cli.options import (
     DETECTOR,
     SETTINGS,
@@ -31,15 +29,11 @@ from skmrr.cli.options import (
     read_rows,
 )
 from skmrr.cli.outcomes import FLAGGED, answering, replacing, say
-from skmrr.cli.page import as_html, as_markdown
 from skmrr.cli.scoring import WRITERS, Verdict, class_names, judged
-from skmrr.cli.sections import Subject, sections_of
 from skmrr.cli.settings import read_settings
-from skmrr.cli.sound import refuse, sound_rows
+from skmrr.cli.sound import refuse
 from skmrr.export import export as write_export
 from skmrr.monitor import RiskMonitor
-
-RADII = (0.03, 0.1)  # of attacks, as shares of the range
 
 
 @answering()
@@ -95,65 +89,6 @@ def score(
 
 
 @answering()
-def report(
-    data: DataArgument,
-    detector: DetectorOption = DETECTOR,
-    settings: SettingsOption = SETTINGS,
-    output: Annotated[
-        Path, typer.Option(help="Page to write; Markdown beside it ends in .md.")
-    ] = Path("report.html"),
-    rows: Annotated[int, typer.Option(min=20, help="Most rows that are drawn of the data.")] = 1000,
-    attacked: Annotated[int, typer.Option(min=1, help="Rows to attack the classifier on.")] = 100,
-    adaptive: Annotated[int, typer.Option(min=1, help="Rows to attack the detector on.")] = 30,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each attack.")] = 40,
-    eps: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Largest change of a value, again for more; by default 3 and 10 % of all."
-        ),
-    ] = None,
-    device: DeviceOption = "cpu",
-    workers: WorkersOption = 0,
-    on_error: ErrorOption = OnError.stop,
-) -> None:
-    """Measure the detector on clean rows with classes, new to it, and write a page about it."""
-    known = read_settings(settings)
-    found = load_detector(detector, known, device)
-    found._check_calibrated()
-    steps_done = history.recall(detector)
-    source = open_data(data, known)
-    drawn = sorted(np.random.default_rng(0).permutation(len(source))[:rows].tolist())
-    held_out = sound_rows(source.at(drawn), workers=workers, skip=on_error is OnError.skip)
-    seen = history.rows_of(steps_done, history.FIT, history.CALIBRATE)
-    held_out = held_out.without(seen, "it was fitted or calibrated on")
-    y = class_numbers(held_out.data, known.classes, len(found.classes_))
-    if y is None:
-        raise ValueError(f"{data} names no classes: a report needs the true class of each row.")
-    low, high = known.bounds
-    effort = Effort(attacked, adaptive, steps, eps or [s * (high - low) for s in RADII])
-    X = held_out.array()
-    with tqdm(total=4, disable=None, leave=False) as bar:
-
-        def progress(what: str) -> None:
-            bar.set_description(what)
-            bar.update()
-
-        measures = measure(found, X, y, effort, progress)
-    subject = Subject(
-        *(found, detector, known, settings, class_names(known.classes, found)),
-        *(steps_done, data, held_out.data.names, X, y),
-    )
-    title, parts = f"Report on {detector.name}", sections_of(subject, measures, effort)
-    for path, text in (
-        (output, as_html(title, parts)),
-        (output.with_suffix(".md"), as_markdown(title, parts)),
-    ):
-        with replacing(path) as file:
-            file.write(text)
-        say(f"written to {path}")
-
-
-@answering()
 def export(
     file: ExportArgument,
     data: Annotated[
@@ -184,6 +119,8 @@ def _written_to(path: Path | None) -> Iterator[TextIO]:
         with replacing(path) as file:
             yield file
     else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
         yield sys.stdout
 
 

@@ -12,7 +12,7 @@ import typer
 
 from skmrr.cli import history
 from skmrr.cli.classifiers import count_logits, load_classifier
-from skmrr.cli.data import class_numbers
+from skmrr.cli.data import check_clean, class_numbers
 from skmrr.cli.options import (
     DETECTOR,
     SETTINGS,
@@ -106,6 +106,7 @@ def fit(
 ) -> None:
     """Fit a detector beside the classifier on clean rows, and write it to a file."""
     known = read_settings(settings)
+    detector.parent.mkdir(parents=True, exist_ok=True)
     if known.program is not None and latent:
         raise ValueError(
             "A program of torch.export hides its layers, so that no latent defender can be a copy "
@@ -152,6 +153,7 @@ def calibrate(
     known = read_settings(settings)
     found = load_detector(detector, known, device)
     rows = read_rows(data, known, workers, on_error)
+    check_clean(rows.data)
     steps = history.recall(detector)
     # They look more normal than new ones, so that the promise would be broken.
     rows = rows.without(history.rows_of(steps, history.FIT), "were fitted on")

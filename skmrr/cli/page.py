@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from skmrr.cli.outcomes import printable
+
 TEMPLATE = Path(__file__).with_name("page.html")
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~])")  # to Markdown
 
@@ -56,7 +58,9 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise ImportError("The page is Jinja's work: pip install 'skmrr[cli]'.") from error
-    made = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     template = made.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, sections=sections)
 
@@ -87,4 +91,8 @@ def _line(cells: Sequence[str], plain: bool = True) -> str:
 
 def _plain(text: str) -> str:
     """Text of which Markdown makes nothing but text."""
-    return SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
+    return SPECIAL.sub(r"\\\1", escape(printable(" ".join(text.split())), quote=False))
+
+
+def _shown(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value

@@ -10,7 +10,6 @@ import numpy as np
 from skmrr.base import BaseDetector
 from skmrr.cli import history, pictures
 from skmrr.cli.measures import Effort, Measures, are_images
-from skmrr.cli.outcomes import printable
 from skmrr.cli.page import Section, Table
 from skmrr.cli.scoring import Verdict, member_names, verdicts
 from skmrr.cli.settings import Settings
@@ -70,7 +69,7 @@ def protected(subject: Subject, measures: Measures) -> Section:
         ("Measured on", f"{n} rows of {subject.data}"),
         ("Right by itself", _share(right, n)),
     ]
-    return Section("What is protected", table=_table((), rows))
+    return Section("What is protected", table=Table((), rows))
 
 
 def made(subject: Subject) -> Section:
@@ -93,7 +92,7 @@ def made(subject: Subject) -> Section:
         text.append(f"Harmless: {', '.join(map(repr, detector.harmless))}.")
     members = getattr(detector, "named_defenders_", {type(detector).__name__: detector})
     rows = [(name, type(detector_of(m)).__name__, _parameters(m)) for name, m in members.items()]
-    table = _table(("Member", "Kind", "Parameters that are not the default"), rows)
+    table = Table(("Member", "Kind", "Parameters that are not the default"), rows)
     return Section("How it was fitted and calibrated", text, table, warnings=warnings)
 
 
@@ -120,7 +119,7 @@ def false_alarms(subject: Subject, measures: Measures) -> Section:
         "calibration rows it is narrower.",
     ]
     header = ("Promised", "Clean rows flagged (95 % interval)", "Chance allows")
-    return Section("False alarms", text, _table(header, rows), warnings=warnings)
+    return Section("False alarms", text, Table(header, rows), warnings=warnings)
 
 
 def risks(subject: Subject, measures: Measures) -> Section:
@@ -146,7 +145,7 @@ def harmless(measures: Measures) -> Section:
         "many of all are. A change named by calibrate --harmless is promised to raise no more "
         "alarms than clean rows do.",
     ]
-    return Section(title, text, _table(("Change", *SEVERITY), rows))
+    return Section(title, text, Table(("Change", *SEVERITY), rows))
 
 
 def roc(measures: Measures, effort: Effort) -> Section:
@@ -173,7 +172,7 @@ def roc(measures: Measures, effort: Effort) -> Section:
         "brief: skmrr.evaluation.evaluate_detection takes any other.",
     ]
     header = ("Attack", "Rows that fool it", "Success", "AUC (95 % interval)", "Flagged")
-    return Section(title, text, _table(header, rows), pictures.roc_curves(measures))
+    return Section(title, text, Table(header, rows), pictures.roc_curves(measures))
 
 
 def adaptive(subject: Subject, measures: Measures, effort: Effort) -> Section:
@@ -188,7 +187,7 @@ def adaptive(subject: Subject, measures: Measures, effort: Effort) -> Section:
         f"{len(measures.adaptive.rows)} rows, {effort.steps} steps: who tries longer succeeds more "
         "often.",
     ]
-    table = _table(("ε", "Success (95 % interval)"), rows)
+    table = Table(("ε", "Success (95 % interval)"), rows)
     title = "Attacks on classifier and detector"
     return Section(title, text, table, pictures.success_curve(measures))
 
@@ -201,7 +200,7 @@ def alarming(subject: Subject, n_shown: int = 12) -> Section:
     lines = {int(k): _words(found[k], subject.classes[subject.y[k]]) for k in worst}
     title, text = "Most alarming clean rows", [f"Members: {', '.join(member_names(detector))}."]
     if not are_images(subject.X):
-        return Section(title, text, _table((), list(lines.values())))
+        return Section(title, text, Table((), list(lines.values())))
     gallery = [
         pictures.shown(subject.X[k], subject.settings.bounds, words[0], words)
         for k, words in lines.items()
@@ -217,14 +216,14 @@ def origin(subject: Subject) -> Section:
     rows = [("Command", history.typed()), ("Date", history.today())]
     rows += [(f"SHA-256 of {path.name}", history.sha256_of(path)) for path in files]
     rows += [(name, number) for name, number in history.versions().items()]
-    return Section("Where this comes from", table=_table((), rows))
+    return Section("Where this comes from", table=Table((), rows))
 
 
 def _words(verdict: Verdict, true_class: str) -> list[str]:
     alarm = ", ".join(verdict.alarm) or "no member alone"
     return [
-        printable(verdict.file),
-        printable(f"is {true_class}, answer: {verdict.label}"),
+        verdict.file,
+        f"is {true_class}, answer: {verdict.label}",
         f"risk {verdict.risk:.4f}",
         f"alarm: {alarm}" if verdict.flagged else "not flagged",
     ]
@@ -249,8 +248,3 @@ def _area(area: float, low: float, high: float) -> str:
 def _share(hits: int, n: int) -> str:
     low, high = map(float, exact_interval(hits, n))
     return f"{hits / n:.2%} ({low:.2%} to {high:.2%})"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Table of text that cannot act on a reader."""
-    return Table(header, [[printable(cell) for cell in row] for row in rows])

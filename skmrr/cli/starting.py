@@ -11,6 +11,7 @@ from skmrr.cli.data import Data, class_numbers, open_data
 from skmrr.cli.decoding import SUFFIXES, import_pillow
 from skmrr.cli.outcomes import say
 from skmrr.cli.settings import Settings
+from skmrr.cli.sound import sound_rows
 
 TRIED_ROWS = 64
 
@@ -51,10 +52,10 @@ def _try(settings: Settings, data: Data) -> None:
     """Ask the classifier about some rows, and tell how many it gets right."""
     classifier = load_classifier(settings)
     some = np.random.default_rng(0).permutation(len(data))[:TRIED_ROWS]
-    chosen = data.at(sorted(some.tolist()))
-    x = torch.stack([chosen[k] for k in range(len(chosen))])
+    rows = sound_rows(data.at(sorted(some.tolist())), workers=0, skip=True)
+    x = torch.as_tensor(rows.array())
     n_logits = count_logits(classifier, x)
-    y = class_numbers(chosen, settings.classes, n_logits)
+    y = class_numbers(rows.data, settings.classes, n_logits)
     text = f"the classifier takes rows of shape {tuple(x.shape[1:])} and has {n_logits} logits"
     if y is not None:
         right = np.mean(decisions(classifier, x) == y)
