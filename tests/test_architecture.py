@@ -26,7 +26,7 @@ LAYERS = [
     {"joining", "defenders", "baselines", "monitor"},
     {"ensemble"},
     {"records", "detector_files"},
-    {"persistence", "export"},
+    {"persistence", "exporting"},
     {"evaluation", "art"},
     {"bench"},
     {"cli"},

@@ -32,7 +32,7 @@ from skmrr.cli.outcomes import FLAGGED, answering, replacing, say
 from skmrr.cli.scoring import WRITERS, Verdict, class_names, judged
 from skmrr.cli.settings import read_settings
 from skmrr.cli.sound import refuse
-from skmrr.export import export as write_export
+from skmrr.exporting import export as write_export
 from skmrr.monitor import RiskMonitor
 
 
