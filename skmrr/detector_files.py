@@ -44,7 +44,9 @@ def write_document(path: Path, document: dict[str, Any], stored: dict[str, Tenso
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         beside.touch(exist_ok=False)
+        mode = beside.stat().st_mode
         save_file(stored, beside, metadata)
+        beside.chmod(mode)  # safetensors leaves a file that nobody else can read
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -451,3 +451,10 @@ def test_callbacks_are_no_part_of_the_file(net, digits, tmp_path):
     skmrr.save(detector, tmp_path / "file")
     again = skmrr.load(tmp_path / "file", classifier=net)
     assert not hasattr(again, "_skl_callbacks")
+
+
+def test_the_file_may_be_read_by_whom_the_umask_lets(net, digits, tmp_path):
+    detector = MarginDetector(net, random_state=0).fit(*digits)
+    skmrr.save(detector, tmp_path / "file")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
