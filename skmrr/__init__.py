@@ -11,7 +11,7 @@ from skmrr.defenders import (
     default_defenders,
 )
 from skmrr.ensemble import MRREnsemble
-from skmrr.export import Agreement, export
+from skmrr.exporting import Agreement, export
 from skmrr.features import FeatureExtractor
 from skmrr.nn.logits import LogitsOf
 from skmrr.nn.replica import replicate

@@ -23,7 +23,7 @@ LAYERS = [
     {"validation"},
     {"base", "features"},
     {"joining", "defenders", "baselines"},
-    {"ensemble", "export"},
+    {"ensemble", "exporting"},
     {"evaluation", "art"},
     {"bench"},
     {"cli"},

@@ -128,7 +128,7 @@ def export(detector: BaseDetector, path, X=None, *, tolerance: float | None = No
     ...     judge = torch.export.load(path).module()
     >>> agreement.n_rows
     100
-    >>> answer = judge(torch.as_tensor(X[:3]).float(), torch.tensor(0.01, dtype=torch.float64))
+    >>> answer = judge(torch.as_tensor(X[:3]), torch.tensor(0.01, dtype=torch.float64))
     >>> answer["risk"].shape, answer["label"].dtype
     (torch.Size([3]), torch.int64)
     """
