@@ -81,11 +81,13 @@ def made(subject: Subject) -> Section:
             "How it was fitted or calibrated is not known, so rows that it has seen may be among "
             "those that it is measured on, and flatter it."
         )
-    text = [
-        f"{name.capitalize()}: {step['n_rows']} rows of {step['data']}, {step['date']}, by "
-        f"{step['command']} ({step['n_unreadable']} more could not be read)."
-        for name, step in steps.items()
-    ]
+    text = []
+    for name, step in steps.items():
+        left_out = step["n_unreadable"] and f" ({step['n_unreadable']} more could not be read)"
+        text.append(
+            f"{name.capitalize()}: {step['n_rows']} rows of {step['data']}, {step['date']}, by "
+            f"{step['command']}{left_out or ''}."
+        )
     if not warnings:
         text.append("None of these rows is among those that it is measured on.")
     if detector.harmless:
