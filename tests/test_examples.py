@@ -49,3 +49,17 @@ def test_example_runs(example, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert list(tmp_path.glob("*.png"))
+
+
+def test_the_service_answers():
+    for name in ("onnx", "onnxscript", "onnxruntime", "starlette", "httpx2"):
+        pytest.importorskip(name)
+    script = EXAMPLES / "5_service" / "serve.py"
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    alike, digit, noise, bright, refused = result.stdout.splitlines()
+    assert "200 rows judged alike" in alike
+    assert "'label': 0" in digit
+    assert "'flagged': True" in noise
+    assert "'in_range': False" in bright
+    assert refused.startswith("no image 400")
