@@ -55,7 +55,7 @@ ensemble = MRREnsemble(
         exploration_radius="auto",
         transfer_radius="auto",
         learning_rate=5e-4,
-        training_batch_size=16,
+        training_batch_size=32,
         max_time=args.max_time,
     ),
     clip_values=(0, 1),
