@@ -23,20 +23,6 @@ def rigid():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 128 * 128, 5))
 
 
-class Grainy(nn.Module):
-    """Decides by the difference of neighbouring pixels, of which half the size has less."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(1, 2)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.tensor([[100.0], [-100.0]]))
-            self.fc.bias.copy_(torch.tensor([-5.0, 5.0]))
-
-    def forward(self, x):
-        return self.fc(x.diff(dim=3).abs().mean((1, 2, 3))[:, None])
-
-
 @pytest.fixture(scope="module")
 def photographs():
     """Sixty images of 3×128×128 whose brightness is their class, one of five."""
@@ -85,7 +71,6 @@ def test_a_replica_sees_large_images_at_half_their_size(photographs):
         (pooled(), X, 0.5),
         (pooled(), X[:, :, :64, :64], 1.0),
         (rigid(), X, 1.0),  # takes no other size
-        (Grainy(), X, 1.0),  # decides otherwise at another size
     ):
         replica = replicate(network, scale="auto").eval()
         replica.prepare(images[:2])
