@@ -9,7 +9,6 @@ which have to come out again. ``digest`` is the SHA-256 of all this and of the t
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from skmrr.nn.audit import dict_of, is_number, is_text, is_whole, list_of
 from skmrr.nn.fingerprint import content
+from skmrr.whole_files import replaced
 
 FORMAT = 1
 KEY = "skmrr"  # of the metadata
@@ -41,17 +41,13 @@ def write_document(path: Path, document: dict[str, Any], stored: dict[str, Tenso
     document = {"format": FORMAT, **document}
     document["digest"] = digest_of(document, stored)
     metadata = {KEY: json.dumps(document, allow_nan=False)}
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
+    with replaced(path) as beside:
         beside.touch(exist_ok=False)
         mode = beside.stat().st_mode
         save_file(stored, beside, metadata)
         beside.chmod(mode)  # safetensors leaves a file that nobody else can read
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_document(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -30,7 +30,7 @@ from skmrr.nn.members import Members
 from skmrr.nn.placement import draw_seed, seeded
 from skmrr.nn.rows import Rows
 from skmrr.nn.statistic import MarginStatistic
-from skmrr.threshold import ADVERSARIAL
+from skmrr.threshold import ADVERSARIAL, risk_of
 
 Member = tuple[str, Any, float]
 
@@ -188,7 +188,7 @@ class MRREnsemble(BaseComposition, BaseDetector):
         pandas = check_pandas_support("MRREnsemble.member_risks")
         log_survivals = self._judge(X, labels)[2]
         return pandas.DataFrame(
-            0.0 - np.expm1(log_survivals),
+            risk_of(log_survivals),
             columns=self.member_names_,
             index=X.index if isinstance(X, pandas.DataFrame) else None,
         )

@@ -2,16 +2,15 @@
 
 import copy
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skmrr.base import BaseDetector
+from skmrr.joining import member_names
 from skmrr.nn.deployed import DONT_KNOW, Deployed
 from skmrr.nn.exported_files import Answer, Judge, format_of, quiet
 from skmrr.nn.members import ArrayStep
@@ -19,6 +18,8 @@ from skmrr.nn.placement import module_dtype
 from skmrr.nn.rows import Rows
 from skmrr.nn.sparse_coding import SparseCoder
 from skmrr.nn.tapped import HALVES
+from skmrr.threshold import risk_of
+from skmrr.whole_files import replaced
 
 DRAWN_ROWS = 256  # to compare on where no rows are given
 EXACT, ROUNDED = 1e-6, 3e-4  # difference of risks in double precision, and in float32
@@ -142,15 +143,12 @@ def export(detector: BaseDetector, path, X=None, *, tolerance: float | None = No
         dtype = _row_dtype(module, rows.take([0]).dtype)
     if tolerance is None:
         tolerance = EXACT if _is_exact(module) else ROUNDED
-    with TemporaryDirectory(prefix=".skmrr-export-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with replaced(path) as written:
         example = torch.zeros(2, *shape, dtype=dtype)
         program = _traced(Deployed(module, detector.clip_values).eval(), example)
         file_format.write(program, written, _notes(detector))
         judge = file_format.read(written)
-        agreement = _compare(judge, detector, rows, dtype, tolerance)
-        os.replace(written, path)
-    return agreement
+        return _compare(judge, detector, rows, dtype, tolerance)
 
 
 def _check_detector(detector) -> None:
@@ -210,7 +208,7 @@ def _notes(detector: BaseDetector) -> str:
         {
             "detector": type(detector).__name__,
             "security_parameter": float(detector.security_parameter),
-            "members": list(getattr(detector, "member_names_", [type(detector).__name__])),
+            "members": member_names(detector),
             "classes": detector.classes_.tolist(),
             "clip_values": None if clip_values is None else [float(v) for v in clip_values],
         }
@@ -263,9 +261,9 @@ def _judged(detector: BaseDetector, x: np.ndarray) -> Answer:
     flagged = score < detector.offset_
     return {
         "label": np.where(flagged, DONT_KNOW, detector.classes_[columns]),
-        "risk": 0.0 - np.expm1(score),
+        "risk": risk_of(score),
         "flagged": flagged,
-        "member_risks": 0.0 - np.expm1(members),
+        "member_risks": risk_of(members),
     }
 
 

@@ -42,6 +42,11 @@ def detector_of(estimator) -> BaseDetector:
     return last
 
 
+def member_names(detector: BaseDetector) -> list[str]:
+    """Names of a fitted detector's members; its own kind, where it has none."""
+    return list(getattr(detector, "member_names_", [type(detector).__name__]))
+
+
 def as_statistic(
     member, classifier: nn.Module | None, row_shape: tuple[int, ...], classes: np.ndarray
 ) -> Statistic:

@@ -20,7 +20,7 @@ from skmrr._sklearn import CallbackSupportMixin
 from skmrr.nn.fingerprint import content
 from skmrr.nn.placement import is_dense, resolve_device
 from skmrr.nn.stacking import MarginStack
-from skmrr.nn.tapped import Tap
+from skmrr.nn.tapped import HOOKS, Tap
 
 
 class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
@@ -68,7 +68,6 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
 
 _PACKED = "packed"  # where the packed state stands in a pickled one
 _is_packing: ContextVar[bool] = ContextVar("is_packing", default=False)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 NUMBERED = (
     *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
     "_forward_hooks_always_called",

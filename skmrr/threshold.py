@@ -14,6 +14,11 @@ from skmrr._sklearn import HasMethods, Interval, fit_context
 ADVERSARIAL = -1  # in y: no clean example of any class; of predict: flagged; of classify: unknown
 
 
+def risk_of(scores: np.ndarray) -> np.ndarray:
+    """Risks in [0, 1] of log-survivals of any shape."""
+    return 0.0 - np.expm1(scores)  # a minus alone gives -0.0
+
+
 class RiskMixin(OutlierMixin):
     """What follows from ``score_samples`` (a log-survival) and ``security_parameter`` alone."""
 
@@ -46,7 +51,7 @@ class RiskMixin(OutlierMixin):
 
         A clean row's risk exceeds 1 − q with probability at most q.
         """
-        return 0.0 - np.expm1(self.score_samples(X, labels=labels))  # a minus alone gives -0.0
+        return risk_of(self.score_samples(X, labels=labels))
 
 
 class FixedThresholdDetector(RiskMixin, BaseEstimator):

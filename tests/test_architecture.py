@@ -16,7 +16,7 @@ PACKAGE = ROOT / "skmrr"
 
 # From bottom to top. A part imports from the rows below its own, and from within itself.
 LAYERS = [
-    {"_pursuit_numba", "_sklearn"},
+    {"_pursuit_numba", "_sklearn", "versions", "whole_files"},
     {"callbacks"},
     {"nn"},
     {"harmless"},

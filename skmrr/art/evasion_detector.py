@@ -21,6 +21,7 @@ from skmrr.nn.replica import replicate
 from skmrr.nn.rows import Rows
 from skmrr.nn.tapped import Tapped
 from skmrr.nn.trials import predict_labels
+from skmrr.threshold import risk_of
 
 
 class MRRDetector(EvasionDetector):
@@ -149,7 +150,7 @@ class MRRDetector(EvasionDetector):
         rows = self._rows(x)
         labels = self._decisions(detector, rows)
         score = detector.score_samples(rows, labels=labels)
-        report = {"risk": 0.0 - np.expm1(score), "score": score, "threshold": detector.offset_}
+        report = {"risk": risk_of(score), "score": score, "threshold": detector.offset_}
         if isinstance(detector, MRREnsemble):
             with suppress(ImportError):
                 report["member_risks"] = detector.member_risks(rows, labels=labels)

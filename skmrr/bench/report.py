@@ -7,13 +7,13 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import joblib
 import pandas as pd
 
 from skmrr.evaluation.frames import save_frames
+from skmrr.versions import versions_of
 
 PACKAGES = ("skmrr", "numpy", "scipy", "scikit-learn", "torch", "adversarial-robustness-toolbox")
 
@@ -84,7 +84,7 @@ def provenance(command: str, seeds: list[int]) -> dict:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": f"{platform.system()} {platform.machine()}, {joblib.cpu_count()} cores",
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions_of(PACKAGES),
     }
 
 
@@ -135,10 +135,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "none (installed package)"
     return f"{commit} with changes" if changes else commit
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "–"

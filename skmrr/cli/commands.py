@@ -1,7 +1,6 @@
 """The command ``skmrr``: defend a model of one's own, reproduce the tables, break the challenge."""
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import joblib
 import torch
 from tqdm.auto import tqdm
 
+from skmrr.cli import history
 from skmrr.cli.in_use import export as export_detector
 from skmrr.cli.in_use import score as score_rows
 from skmrr.cli.own_model import calibrate, fit, init
@@ -155,7 +155,7 @@ def typed() -> str:
     if "--output" in words:
         at = words.index("--output")
         words[at : at + 2] = []
-    return shlex.join(["skmrr", *(word for word in words if not word.startswith("--output="))])
+    return history.typed([word for word in words if not word.startswith("--output=")])
 
 
 def _command(measure: str, text: str):

@@ -5,13 +5,14 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from skmrr.cli.outcomes import replacing
 from skmrr.cli.sound import Sound
+from skmrr.versions import versions_of
 
 PACKAGES = ("skmrr", "torch", "scikit-learn", "numpy", "scipy", "pillow")
 FIT, CALIBRATE = "fit", "calibrate"
@@ -39,9 +40,9 @@ def remember(detector: Path, steps: dict[str, Any]) -> None:
         json.dump({"sha256": sha256_of(detector), "steps": steps}, file)
 
 
-def typed() -> str:
-    """Command as it was typed."""
-    return shlex.join(["skmrr", *sys.argv[1:]])
+def typed(words: Sequence[str] | None = None) -> str:
+    """Command as it was typed, or with these words after its name."""
+    return shlex.join(["skmrr", *(sys.argv[1:] if words is None else words)])
 
 
 def step(data: Path, rows: Sound) -> dict[str, Any]:
@@ -73,13 +74,7 @@ def sha256_of(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what computes here."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "–"
-    return found
+    return {"Python": platform.python_version(), **versions_of(PACKAGES)}
 
 
 def today() -> str:

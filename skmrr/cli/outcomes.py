@@ -1,7 +1,6 @@
 """How a command ends: one line of what went wrong, an exit code for scripts, whole files only."""
 
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
+
+from skmrr.whole_files import replaced
 
 # 1 is left to what nobody foresaw, so that no script takes a crash for an alarm.
 WRONG, UNREADABLE, FLAGGED = 2, 3, 4
@@ -56,13 +57,11 @@ def _say_warning(message, *_args: Any, **_kwargs: Any) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
     """Open a text file that takes its place once it is whole; interrupted, it leaves no trace."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with beside.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        replaced(path) as beside,
+        beside.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
 
 
 def is_watched() -> bool:

@@ -12,6 +12,8 @@ import torch
 from skmrr.base import BaseDetector
 from skmrr.cli.data import Data
 from skmrr.cli.sound import Unreadable, attempts
+from skmrr.joining import member_names
+from skmrr.threshold import risk_of
 
 DONT_KNOW = "don't know"
 COLUMNS = ("file", "label", "risk", "flagged", "alarm")
@@ -29,11 +31,6 @@ class Verdict:
     member_risks: dict[str, float]
     alarm: list[str]
     """Members that would flag it by themselves."""
-
-
-def member_names(detector: BaseDetector) -> list[str]:
-    """Names of a detector's members; its own kind, where it has none."""
-    return list(getattr(detector, "member_names_", [type(detector).__name__]))
 
 
 def class_names(classes: Sequence[str] | None, detector: BaseDetector) -> list[str]:
@@ -59,7 +56,7 @@ def verdicts(
 ) -> list[Verdict]:
     """Judge rows: ``classify``, ``risk`` and ``member_risks`` of one pass."""
     scores, columns, log_survivals = detector._judge(X, None)
-    risks, of_members = (0.0 - np.expm1(part) for part in (scores, log_survivals))
+    risks, of_members = map(risk_of, (scores, log_survivals))
     is_flagged = scores < detector.offset_
     is_alarmed = log_survivals < detector.offset_
     members = member_names(detector)

@@ -11,11 +11,11 @@ from skmrr.base import BaseDetector
 from skmrr.cli import history, pictures
 from skmrr.cli.measures import Effort, Measures, are_images
 from skmrr.cli.page import Section, Table
-from skmrr.cli.scoring import Verdict, member_names, verdicts
+from skmrr.cli.scoring import Verdict, verdicts
 from skmrr.cli.settings import Settings
 from skmrr.evaluation import false_alarm_interval
 from skmrr.evaluation.metrics import exact_interval
-from skmrr.joining import detector_of
+from skmrr.joining import detector_of, member_names
 from skmrr.monitor import RiskMonitor
 
 RATES = (0.01, 0.05)  # shown beside the detector's own
@@ -51,7 +51,7 @@ def sections_of(subject: Subject, measures: Measures, effort: Effort) -> list[Se
         harmless(measures),
         roc(measures, effort),
         adaptive(subject, measures, effort),
-        alarming(subject),
+        alarming(subject, measures),
         origin(subject),
     ]
 
@@ -161,9 +161,7 @@ def roc(measures: Measures, effort: Effort) -> Section:
             row.attack,
             str(row.n_rows),
             f"{row.success_rate:.0%}",
-            "–"
-            if np.isnan(row.auc)
-            else f"{row.auc:.3f} ({row.auc_low:.3f} to {row.auc_high:.3f})",
+            _area(row.auc, row.auc_low, row.auc_high),
             f"{flagged[row.attack]:.1%}" if row.attack in flagged.index else "–",
         )
         for row in measures.detection.detection.itertuples()
@@ -194,12 +192,16 @@ def adaptive(subject: Subject, measures: Measures, effort: Effort) -> Section:
     return Section(title, text, table, pictures.success_curve(measures))
 
 
-def alarming(subject: Subject, n_shown: int = 12) -> Section:
+def alarming(subject: Subject, measures: Measures, n_shown: int = 12) -> Section:
     """Clean rows of the highest risk, and who raised the alarm."""
     detector = subject.detector
-    found = verdicts(detector, subject.names, subject.X, subject.classes)
-    worst = np.argsort([-verdict.risk for verdict in found], kind="stable")[:n_shown]
-    lines = {int(k): _words(found[k], subject.classes[subject.y[k]]) for k in worst}
+    worst = np.argsort(measures.scores, kind="stable")[:n_shown]
+    names = [subject.names[k] for k in worst]
+    found = verdicts(detector, names, subject.X[worst], subject.classes)
+    lines = {
+        int(k): _words(verdict, subject.classes[subject.y[k]])
+        for k, verdict in zip(worst, found, strict=True)
+    }
     title, text = "Most alarming clean rows", [f"Members: {', '.join(member_names(detector))}."]
     if not are_images(subject.X):
         return Section(title, text, Table((), list(lines.values())))

@@ -79,9 +79,7 @@ def arrive(
     still = {}
     for name, attack in attacks.items():
         odd = pass_through(change, attack.X, clip_values)
-        fools = is_right[attack.rows]
-        if len(odd):
-            fools = fools & (decide(odd) != y[attack.rows])
+        fools = (decide(odd) != y[attack.rows]) & is_right[attack.rows]
         still[name] = Successes(
             odd[fools],
             attack.rows[fools],

@@ -1,6 +1,7 @@
 """Where, in which precision and order of axes a network computes, and from which seed."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -34,8 +35,13 @@ def module_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the values of a tensor, in whatever order of axes, fill its memory without a gap."""
-    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return 0 < tensor.numel() == extent
+    return fill_memory(tensor.shape, tensor.stride())
+
+
+def fill_memory(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether so many values at such steps from each other leave no gap; there is one at least."""
+    extent = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    return 0 < math.prod(shape) == extent
 
 
 def as_input(batch: Tensor, module: nn.Module) -> Tensor:

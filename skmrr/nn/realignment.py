@@ -68,11 +68,14 @@ class RealignmentLoss(nn.Module):
         """
         loss = functional.cross_entropy(logits, targets)
         if self.gamma:
-            classes = targets if targets.ndim == 1 else targets.argmax(1)
-            has_centre = torch.isin(classes, self.learnt)
-            own = torch.searchsorted(self.learnt, classes[has_centre])
-            if len(own):
-                loss = loss + self.gamma * self.cluster(features[has_centre], own)
+            classes = targets
+            if targets.ndim == 2:
+                classes = targets.argmax(1)
+                has_centre = torch.isin(classes, self.learnt)
+                classes, features = classes[has_centre], features[has_centre]
+            if len(classes):
+                own = torch.searchsorted(self.learnt, classes)
+                loss = loss + self.gamma * self.cluster(features, own)
         return loss
 
     def _paper(self, features, classes):

@@ -10,17 +10,14 @@ from torch import Tensor, nn
 
 from skmrr.nn.audit import DTYPES
 from skmrr.nn.known import FUNCTIONS, known_class
+from skmrr.nn.placement import fill_memory
 from skmrr.nn.replica import Replica
 from skmrr.nn.stacking import MarginStack
 from skmrr.nn.tapped import Tapped, unwrapped
 from skmrr.nn.traced import graph_module
+from skmrr.nn.written import SEQUENCES
 
-SEQUENCES: dict[str, Callable] = {
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "size": torch.Size,
-}
+MADE_BY: dict[str, Callable] = {tag: kind for kind, tag in SEQUENCES.items()}
 
 
 class Builder:
@@ -66,8 +63,8 @@ class Builder:
     def _tagged(self, tag: str, payload: Any) -> Any:
         if tag == "ref":
             return self.built[payload]
-        if tag in SEQUENCES:
-            return SEQUENCES[tag](self.value(part) for part in payload)
+        if tag in MADE_BY:
+            return MADE_BY[tag](self.value(part) for part in payload)
         if tag == "dict":
             return {self.value(key): self.value(value) for key, value in payload}
         if tag == "scalar":
@@ -171,8 +168,7 @@ def _laid_out(tensor: Tensor, strides: list[int] | None) -> Tensor:
         return tensor.clone(memory_format=torch.contiguous_format)
     if len(strides) != tensor.ndim or any(step < 0 for step in strides):
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no strides {strides}.")
-    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, strides, strict=True))
-    if extent != tensor.numel():  # no memory beyond that of the values themselves
+    if not fill_memory(tensor.shape, strides):  # no memory beyond that of the values themselves
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} has no strides {strides}.")
     laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     return laid_out.copy_(tensor)

@@ -19,6 +19,7 @@ from skmrr.nn.placement import as_input, module_device, module_dtype
 
 INPUT = ":input"  # ends the name of a tap that wants what a layer is given
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # where a module keeps them
 HALVES = (torch.float16, torch.bfloat16)
 
 _running = threading.local()  # .seen: what the taps of this thread's pass have seen so far

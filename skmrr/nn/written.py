@@ -19,7 +19,7 @@ from skmrr.nn.fingerprint import COMMON, PLAIN, content, settings
 from skmrr.nn.known import FUNCTIONS, known_name
 from skmrr.nn.placement import is_dense
 from skmrr.nn.stacking import MarginStack
-from skmrr.nn.tapped import HALVES, LayerChange, Tap, Tapped, unwrapped
+from skmrr.nn.tapped import HALVES, HOOKS, LayerChange, Tap, Tapped, unwrapped
 from skmrr.nn.traced import write_graph
 
 Record = dict[str, Any]
@@ -30,7 +30,6 @@ SEQUENCES: dict[type, str] = {
     frozenset: "frozenset",
     torch.Size: "size",
 }
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class Writer:
