@@ -90,8 +90,7 @@ class Evidence(nn.Module):
             is_known = self.classes[columns] == labels
             values = torch.where(is_known[:, None], values, torch.inf)
         if logits is not None:
-            is_whole = logits.isfinite().all(1)
-            values = torch.where(is_whole[:, None], values, torch.nan)
+            values = values + (0 * logits.detach()).sum(1, keepdim=True)  # NaN unless finite
         return Examined(values, columns)
 
     def _columns_of(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -153,13 +152,12 @@ class DetectorModule(nn.Module):
         Parameters are those of `Evidence`.
         """
         values, columns = self.evidence(x, labels, passed)
-        is_judged = values.isfinite()
-        log_survivals = self.survival(torch.where(is_judged, values, 0.0), columns)
+        is_lost = ~values.isfinite()
+        log_survivals = self.survival(values.masked_fill(is_lost, 0.0), columns)
         score = self.fusion(log_survivals, columns)
         lowest = torch.finfo(score.dtype).min
-        is_whole = (is_judged | ~self.fusion.heeded).all(1)
         return Judged(
-            torch.where(is_whole, score, lowest),
+            score.masked_fill((is_lost & self.fusion.heeded).any(1), lowest),
             columns,
-            torch.where(is_judged, log_survivals, lowest),
+            log_survivals.masked_fill(is_lost, lowest),
         )
