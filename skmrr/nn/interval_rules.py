@@ -16,6 +16,16 @@ class Interval(NamedTuple):
     centre: Tensor
     radius: Tensor
 
+    @property
+    def low(self) -> Tensor:
+        """Lower ends."""
+        return self.centre - self.radius
+
+    @property
+    def high(self) -> Tensor:
+        """Upper ends."""
+        return self.centre + self.radius
+
 
 class IntervalInterpreter(Interpreter):
     """Runs a traced network on intervals instead of tensors."""
@@ -74,7 +84,7 @@ def _both(part: Callable, x: Interval) -> Interval:
 
 def _ends(part: Callable, x: Interval) -> Interval:
     """Layers that never fall where an entry rises."""
-    low, high = part(x.centre - x.radius), part(x.centre + x.radius)
+    low, high = part(x.low), part(x.high)
     return Interval((low + high) / 2, (high - low) / 2)
 
 
