@@ -88,6 +88,14 @@ def _ends(part: Callable, x: Interval) -> Interval:
     return Interval((low + high) / 2, (high - low) / 2)
 
 
+def _leak(part: nn.LeakyReLU, x: Interval) -> Interval:
+    if part.negative_slope < 0:
+        raise TypeError(
+            f"No interval bounds for negative_slope={part.negative_slope}; use 0 or more."
+        )
+    return _ends(part, x)
+
+
 def _add(operation, a, b) -> Interval:
     """Sum or difference, of two intervals or one and a constant."""
     centres = [part.centre if isinstance(part, Interval) else part for part in (a, b)]
@@ -126,7 +134,8 @@ MODULE_RULES: dict[type, Callable] = {
     **dict.fromkeys(
         [nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d], _both
     ),
-    **dict.fromkeys([nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d], _ends),
+    **dict.fromkeys([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d], _ends),
+    nn.LeakyReLU: _leak,
 }
 FUNCTION_RULES: dict[Callable, Callable] = {
     operator.add: _add,

@@ -141,7 +141,9 @@ class LinearBounds:
                 )
         # where rounding made the ends change places
         low, high = torch.minimum(low, high), torch.maximum(low, high)
-        return Interval(*(part.view_as(box.centre) for part in ((low + high) / 2, (high - low) / 2)))
+        return Interval(
+            *(part.view_as(box.centre) for part in ((low + high) / 2, (high - low) / 2))
+        )
 
 
 def layer_of(interpreter: Interpreter, node: Node) -> nn.Module | None:
