@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import time
 from types import SimpleNamespace
@@ -465,6 +466,12 @@ def test_peers_name_their_detectors(small_run):
     adaptive = pd.read_csv(home / "adaptive.csv")
     assert adaptive["success_rate"].between(0, 1).all()
     assert adaptive["n_rows"].tolist() == [2, 2]
+    impostors = pd.read_csv(home / "impostors.csv")
+    assert impostors["detector"].unique().tolist() == ["max-softmax", CERTIFIED]
+    at_sp = impostors[impostors["security_parameter"] == 0.05]
+    assert peers["floor, SP 5%"].tolist() == pytest.approx(at_sp["impostor_rate"].tolist())
+    assert impostors["impostor_rate"].between(0, 1).all()
+    assert "| floor, SP 50% |" in re.sub(" +", " ", (home / "report.md").read_text("utf-8"))
 
 
 def test_success_of_all_seeds_is_pooled():
