@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from skmrr import LatentDefender, MRREnsemble
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
-from skmrr.bench import figures, report, sizes, transferability, victims
-from skmrr.bench.architectures import build_digits
+from skmrr.bench import figures, report, sizes, systems, transferability, victims
+from skmrr.bench.architectures import ResNet, build_digits
 from skmrr.bench.augmentation import Augmented
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
@@ -327,7 +327,8 @@ def test_an_unknown_detector_is_named(untrained):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_names_are_those_of_the_detectors(untrained, name):
+def test_the_names_are_those_of_the_detectors(untrained, name, monkeypatch):
+    monkeypatch.setattr(systems, "read_resnet", ResNet)
     detectors = unfitted(dataclasses.replace(untrained, name=name))
     assert {*detectors, WITH_NOISE} == set(detectors_on(name))
     assert detectors_on(name)[:2] == [ENSEMBLE, WITH_NOISE]

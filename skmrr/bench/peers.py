@@ -41,19 +41,17 @@ def peers(run: Run) -> Report:
         by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
         harmless.append(harmless_of(run, problem, fitted))
-        X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
+            X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
             run.tell(seed, f"attacks on {detector}")
             frame = run.memory.cache(adaptive_success)(
                 system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
             )
             success.append(frame.assign(detector=detector, seed=seed))
             run.tell(seed, f"impostors of {detector}")
-            frame = run.memory.cache(impostor_rate)(
-                system.detector,
-                problem.X_test[: sizes.n_changed],
-                problem.y_test[: sizes.n_changed],
-            )
+            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
+            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
+            frame = run.memory.cache(impostor_rate)(system.detector, X, y)
             impostors.append(frame.assign(detector=detector, seed=seed))
             if detector == CERTIFIED:
                 frame = certified_success_rate(
