@@ -155,7 +155,7 @@ class ConsistencyStatistic(ColumnStatistic):
     def change(self, x: Tensor, labels: Int[Tensor, " batch"]) -> Tensor:
         """Way from each row to the end of its search; to an attacker's gradient it is constant."""
         with torch.inference_mode(False), torch.enable_grad():  # also where the caller needs none
-            start = x.clone().detach()
+            start, labels = x.clone().detach(), labels.clone()
             points = start
             for _ in range(self.n_steps):
                 points = points.detach().requires_grad_(True)

@@ -199,7 +199,7 @@ class DistrustStatistic(Statistic):
 def log_odds_against(
     logits: Float[Tensor, "batch logits"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """log((1 − p) / p) of the softmax probability p of a class each, in which nothing saturates."""
+    """log((1 − p) / p) of a class each, p being its softmax probability; nothing saturates."""
     own = labels[:, None]
     return logits.scatter(1, own, -torch.inf).logsumexp(1) - logits.gather(1, own)[:, 0]
 
