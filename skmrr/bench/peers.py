@@ -19,12 +19,13 @@ from skmrr.bench.table1 import (
     in_round_numbers,
     table1_report,
 )
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive
+from skmrr.evaluation import certified_success_rate, evaluate_adaptive, impostor_rate
 from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
 
 ADAPTIVE_SP = 0.05
+FLOOR = "floor, SP {:.0%}"
 
 
 def peers(run: Run) -> Report:
@@ -32,7 +33,7 @@ def peers(run: Run) -> Report:
 
     It shares its cache with `table1`.
     """
-    by_seed, costs, success, bounds, harmless = {}, [], [], [], []
+    by_seed, costs, success, bounds, harmless, impostors = {}, [], [], [], [], []
     name, sizes = run.dataset, run.sizes
     eps = EPS[name][-1:] if sizes.quick else EPS[name]
     for problem, fitted in fitted_problems(run):
@@ -40,13 +41,18 @@ def peers(run: Run) -> Report:
         by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
         harmless.append(harmless_of(run, problem, fitted))
-        X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
+            X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
             run.tell(seed, f"attacks on {detector}")
             frame = run.memory.cache(adaptive_success)(
                 system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
             )
             success.append(frame.assign(detector=detector, seed=seed))
+            run.tell(seed, f"impostors of {detector}")
+            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
+            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
+            frame = run.memory.cache(impostor_rate)(system.detector, X, y)
+            impostors.append(frame.assign(detector=detector, seed=seed))
             if detector == CERTIFIED:
                 frame = certified_success_rate(
                     system.detector,
@@ -57,7 +63,11 @@ def peers(run: Run) -> Report:
                 )
                 bounds.append(frame.assign(detector=detector, seed=seed))
     first = table1_report(run, by_seed, costs, harmless)
-    frames = {**first.frames, "adaptive": pd.concat(success, ignore_index=True)}
+    frames = {
+        **first.frames,
+        "adaptive": pd.concat(success, ignore_index=True),
+        "impostors": pd.concat(impostors, ignore_index=True),
+    }
     if bounds:
         frames["bounds"] = pd.concat(bounds, ignore_index=True)
     pooled = pooled_success(frames["adaptive"])
@@ -70,6 +80,8 @@ def peers(run: Run) -> Report:
         "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
         "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
         + markdown(with_intervals(table, pooled))
+        + "\n\n"
+        + impostors_text(frames["impostors"])
         + "\n\n"
         + harmless_text(frames["harmless"])
     )
@@ -104,11 +116,30 @@ def peers_table(frames: dict[str, pd.DataFrame], pooled: pd.DataFrame) -> pd.Dat
     worst = detection[detection["attack"] == WORST].groupby("detector", sort=False)["auc"].mean()
     success = pooled["success_rate"].unstack("eps")
     success.columns = [success_column(eps) for eps in success.columns]
+    floor = floors(frames["impostors"])[FLOOR.format(ADAPTIVE_SP)]
     if "bounds" in frames:
         bound = frames["bounds"].pivot_table("success_rate", "detector", "eps")
         success = success.join(bound.rename(columns=lambda eps: f"bound, ε {eps:.3g}"))
     cost = frames["cost"].groupby("detector", sort=False)[list(ROUNDED)].mean()
-    return pd.concat([means, least, worst.rename("worst case auc"), success, cost], axis=1)
+    return pd.concat([means, least, worst.rename("worst case auc"), floor, success, cost], axis=1)
+
+
+def floors(impostors: pd.DataFrame) -> pd.DataFrame:
+    """Impostor rate by detector and SP, the mean over seeds."""
+    by = impostors.groupby(["detector", "security_parameter"], sort=False)["impostor_rate"].mean()
+    return by.unstack("security_parameter").rename(columns=FLOOR.format)
+
+
+def impostors_text(impostors: pd.DataFrame) -> str:
+    """Markdown of the impostor rates."""
+    table = floors(impostors).loc[impostors["detector"].unique()]
+    return (
+        "Floor: share of clean images for which a wrong class passes without any change "
+        "(`skmrr.evaluation.impostor_rate`), of those that the victim classifies rightly. An "
+        "attacker who has the victim's decision in hand, by changes that the detector does not "
+        "notice, succeeds on as many. Where SR@5 is lower, the detector notices what "
+        "it takes to change the decision.\n\n" + markdown(table)
+    )
 
 
 def pooled_success(adaptive: pd.DataFrame) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from skmrr.evaluation.displays import (
 )
 from skmrr.evaluation.flagging import flag_rates
 from skmrr.evaluation.frames import DetectionEvaluation, over_seeds
+from skmrr.evaluation.impostors import impostor_rate
 from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
 from skmrr.evaluation.protocol import check_disjoint, evaluate_detection
 from skmrr.evaluation.scorers import (
@@ -46,6 +47,7 @@ __all__ = [
     "false_alarm_interval",
     "fitted_bytes",
     "flag_rates",
+    "impostor_rate",
     "over_seeds",
     "roc_auc_scorer",
     "scoring_cost",

@@ -15,8 +15,15 @@ from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
 from skmrr.attacks.projected import NORMS
 from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
-from skmrr.evaluation.attacked_rows import answers_to, as_rows, asked, classifier_of
+from skmrr.evaluation.attacked_rows import (
+    answers_to,
+    as_rows,
+    asked,
+    classifier_of,
+    clip_values_of,
+)
 from skmrr.evaluation.bounds import classes_within_reach
+from skmrr.evaluation.impostors import impostor_scores
 from skmrr.evaluation.metrics import exact_interval
 from skmrr.harmless import bind
 
@@ -34,9 +41,11 @@ class AdaptiveEvaluation:
 
     success: "pd.DataFrame"
     """A row for each attack, ε and SP: ``attack``, ``eps``, ``security_parameter``, ``n_rows``,
-    ``success_rate`` with its 95 % interval ``low`` to ``high`` (Clopper and Pearson), and
+    ``success_rate`` with its 95 % interval ``low`` to ``high`` (Clopper and Pearson),
     ``robust_accuracy``: the share of all clean rows, the victim's errors included, that are right,
-    accepted, and not broken. The attack "worst case" counts a row that any attack breaks."""
+    accepted, and not broken, and ``impostor_rate``: the share of the attacked rows for which a
+    wrong class passes as they are, see `impostor_rate`. The attack "worst case" counts a row that
+    any attack breaks."""
     clean: "pd.DataFrame"
     """A row for each SP: ``accuracy``, ``false_alarms`` and ``accuracy_accepted`` on clean rows."""
     worst: dict[tuple[float, float], AttackResult]
@@ -136,6 +145,7 @@ def evaluate_adaptive(
     [0.1, 0.5, 0.1, 0.5]
     """
     pandas = check_pandas_support("evaluate_adaptive")
+    clip_values_of(detector)
     x, labels, answers = asked(detector, X, y)
     arrived, ways = X, []
     if channel is not None:
@@ -156,6 +166,8 @@ def evaluate_adaptive(
     eps = sorted(eps)
     siege = _Siege(x[rows], labels[rows], attacks, eps, params, per_attack=per_attack)
     scores = torch.as_tensor(detector.score_samples(arrived)).to(x.device)
+    attacked = as_rows(detector, arrived)[rows]
+    impostors = impostor_scores(detector, attacked, labels[rows])
     records, worst = [], {}
     n_runs = len(attacks) * len(eps) * len(security_parameters)
     with tqdm(total=n_runs, desc="attacks", disable=not verbose) as bar:
@@ -174,6 +186,7 @@ def evaluate_adaptive(
                 {"attack": name, "eps": radius, "security_parameter": sp}
                 | _rates(result.success)
                 | _robust(result.success, stands, rows)
+                | {"impostor_rate": float((impostors >= np.log(sp)).double().mean())}
                 for name, result in results.items()
             ]
     clean = [_clean(scores, answers == labels, sp) for sp in security_parameters]
@@ -295,6 +308,7 @@ def evasion_cost(
         own ratios to the undefended distortion.
     """
     pandas = check_pandas_support("evasion_cost")
+    clip_values_of(detector)
     x, labels, answers = asked(detector, X, y)
     rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
     bank = x if guides is None else as_rows(detector, guides)
