@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skmrr.attacks.result import is_defended
 from skmrr.nn.rows import check_values
-from skmrr.nn.statistic import against_best_other
+from skmrr.nn.statistic import against_others
 
 
 class Judgement(NamedTuple):
@@ -42,7 +42,7 @@ def judge(network: nn.Module, x: Tensor, targets: Int[Tensor, " batch"]) -> Judg
     else:
         logits = network(x)
         alarm = torch.full_like(logits[:, 0], -1.0)
-    return Judgement(-against_best_other(logits).gather(1, targets[:, None])[:, 0], alarm)
+    return Judgement(-against_others(logits, targets), alarm)
 
 
 def victim_logits(network: nn.Module, x: Tensor, batch_size: int = 512) -> Float[Tensor, "b c"]:
