@@ -139,13 +139,12 @@ class _Search:
     def _uphill(self, candidate: Tensor, const: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of c times what a candidate fails by, and whether it succeeds."""
         judgement = self._judge(candidate)
-        lead, alarm = judgement.lead.detach(), judgement.alarm.detach()
-        success = self._succeeds(lead, alarm)
+        success = self._succeeds(judgement)
         # f₆ is zero once fooled with margin κ, and the detector's term once nothing is flagged.
-        terms, slopes = [judgement.lead], [-const * (lead < self.confidence)]
+        terms, slopes = [judgement.lead], [-const * (judgement.lead < self.confidence)]
         if judgement.alarm.requires_grad:
             terms.append(judgement.alarm)
-            slopes.append(const * self.detector_weight * (alarm > 0))
+            slopes.append(const * self.detector_weight * (judgement.alarm > 0))
         slopes = [slope.to(term) for slope, term in zip(slopes, terms, strict=True)]
         return torch.autograd.grad(terms, candidate, slopes)[0], success
 
@@ -157,15 +156,15 @@ class _Search:
         for _ in range(HALVINGS):
             middle = (near + far) / 2
             point = torch.lerp(self.x, guide, per_row(middle, guide))
-            success = self._succeeds(*self._judge(point))
+            success = self._succeeds(self._judge(point))
             near, far = torch.where(success, near, middle), torch.where(success, middle, far)
         point = torch.lerp(self.x, guide, per_row(far, guide))
         distance = (point - self.x).flatten(1).norm(dim=1)
-        self._keep(point, distance, self._succeeds(*self._judge(point)))
+        self._keep(point, distance, self._succeeds(self._judge(point)))
         return point
 
-    def _succeeds(self, lead: Tensor, alarm: Tensor) -> Tensor:
-        return (lead >= self.confidence) & (lead > 0) & (alarm <= 0)
+    def _succeeds(self, judgement: Judgement) -> Tensor:
+        return judgement.success & (judgement.lead >= self.confidence)
 
     def _judge(self, candidate: Tensor) -> Judgement:
         if self.targeted:
@@ -176,8 +175,8 @@ class _Search:
                 logits = victim_logits(self.network, candidate)
                 wrong = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(1)
             return judge(self.network, candidate, wrong)
-        own, alarm = judge(self.network, candidate, self.labels)
-        return Judgement(-own, alarm)
+        own = judge(self.network, candidate, self.labels)
+        return own._replace(lead=-own.lead)
 
     def _keep(self, candidate: Tensor, distortion: Tensor, success: Tensor) -> None:
         better = success & (distortion < self.best_distortion)
