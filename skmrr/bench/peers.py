@@ -1,5 +1,6 @@
 """The table of all detectors: accuracy, hold against attackers who know them, cost."""
 
+import joblib
 import pandas as pd
 
 from skmrr.attacks import adaptive_suite
@@ -20,9 +21,9 @@ from skmrr.bench.table1 import (
     table1_report,
 )
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive
-from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.siege import WORST
 
 ADAPTIVE_SP = 0.05
 
@@ -43,8 +44,12 @@ def peers(run: Run) -> Report:
         X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
             run.tell(seed, f"attacks on {detector}")
-            frame = run.memory.cache(adaptive_success)(
-                system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
+            frame = run.memory.cache(adaptive_success, ignore=["memory"])(
+                *(system.detector, X, y, eps),
+                n_attacked=sizes.n_adaptive,
+                steps=sizes.adaptive_steps,
+                restarts=sizes.adaptive_restarts,
+                memory=run.memory,
             )
             success.append(frame.assign(detector=detector, seed=seed))
             if detector == CERTIFIED:
@@ -67,7 +72,8 @@ def peers(run: Run) -> Report:
         "worst attack at its worst strength. SR@5: share of images that attackers who know the "
         "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
         f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
-        "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
+        f"start, {sizes.adaptive_restarts} start{'s' * (sizes.adaptive_restarts > 1)} of each "
+        "kind), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
         "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
         + markdown(with_intervals(table, pooled))
         + "\n\n"
@@ -77,9 +83,20 @@ def peers(run: Run) -> Report:
 
 
 def adaptive_success(
-    detector: BaseDetector, X, y, eps, *, n_attacked: int, steps: int
+    detector: BaseDetector,
+    X,
+    y,
+    eps,
+    *,
+    n_attacked: int,
+    steps: int,
+    restarts: int,
+    memory: joblib.Memory,
 ) -> pd.DataFrame:
-    """Worst case over the adaptive suite at each ε, at SP 5 %, on the first rows of some."""
+    """Worst case over the adaptive suite at each ε, at SP 5 %, on the first rows of some.
+
+    What each attack has found on some of the rows is kept, as a run at full strength takes days.
+    """
     outcome = evaluate_adaptive(
         detector,
         X[:n_attacked],
@@ -87,8 +104,10 @@ def adaptive_success(
         eps=eps,
         guides=X[n_attacked : n_attacked + 2000],
         # Noise members only look strong to attacks that do not spare the quiet pixels.
-        attacks=adaptive_suite(steps=steps, textured=True),
+        attacks=adaptive_suite(steps=steps, restarts=restarts, textured=True),
         security_parameters=(ADAPTIVE_SP,),
+        memory=memory,
+        verbose=True,
     )
     success = outcome.success
     return success[success["attack"] == WORST].reset_index(drop=True)
