@@ -255,6 +255,7 @@ class Search:
         if self.attack.start == "clean":
             return x.clone()
         if self.attack.start == "guide":
+            assert guide is not None
             return self.project(guide, rows)
         noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype).to(x.device) * 2 - 1
         if self.attack.norm == "l2":

@@ -143,7 +143,9 @@ class _RaySearch:
         A row aims at none of its own class, where there is nothing to be found.
         """
         aims = [torch.full_like(self.x, self.high), torch.full_like(self.x, self.low)]
-        for c in [] if bank is None else bank.classes.unique().tolist():
+        if bank is None:
+            return aims
+        for c in bank.classes.unique().tolist():
             nearest = bank.nearest(self.x, torch.full_like(self.labels, c))
             aims.append(torch.where(per_row(self.labels == c, self.x), aims[0], nearest))
         return aims

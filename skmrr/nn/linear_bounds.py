@@ -127,14 +127,11 @@ class LinearBounds:
             rows, entries = pairs.T
             shares = self._shares(rows)
             for sign, end in ((1, low), (-1, high)):
-                found = sign * self.bound(
-                    node.all_input_nodes[0],
-                    rows,
-                    lambda value, sign=sign, entries=entries: (
-                        sign * value.flatten(1).gather(1, entries[:, None])[:, 0]
-                    ),
-                    shares,
-                )
+
+                def picked(value: Tensor, sign=sign, entries=entries) -> Tensor:
+                    return sign * value.flatten(1).gather(1, entries[:, None])[:, 0]
+
+                found = sign * self.bound(node.all_input_nodes[0], rows, picked, shares)
                 known = end[rows, entries]
                 end[rows, entries] = (
                     torch.maximum(known, found) if sign > 0 else torch.minimum(known, found)
@@ -176,12 +173,13 @@ class _Relaxing(Interpreter):
 
     def __init__(self, bounds: LinearBounds, rows: Tensor, gap: Tensor, shares: Shares):
         super().__init__(bounds.body, garbage_collect_values=False)
+        self.steps = bounds.body.graph.nodes
         self.boxes, self.rows, self.gap, self.shares = bounds.boxes, rows, gap, shares
 
     def until(self, node: Node, x: Tensor) -> Tensor:
         """Value of a node at some points."""
         self.args_iter = iter([x])
-        for step in self.module.graph.nodes:
+        for step in self.steps:
             self.env[step] = self.run_node(step)
             if step is node:
                 break
