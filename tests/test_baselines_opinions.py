@@ -12,7 +12,7 @@ from torch import nn
 from skmrr import MarginDetector
 from skmrr.attacks import LagrangianPGD, SelectivePGD
 from skmrr.baselines import CPRDetector, PIDDetector
-from skmrr.baselines.prediction_inconsistency import DistrustStatistic
+from skmrr.baselines.prediction_inconsistency import DistrustStatistic, worst_points
 from skmrr.evaluation import evaluate_adaptive
 from skmrr.nn.tapped import NOTHING
 
