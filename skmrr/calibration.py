@@ -122,8 +122,11 @@ class ConformalSurvival(nn.Module):
         return torch.addcmul(value, slope, torch.relu(statistic - knot)).T
 
     def _tables(self) -> dict[str, Tensor]:
-        """Knot, value and slope of each straight piece, the last of which is the tail; where the
-        pieces of a member and group begin; the knots at which one piece follows another.
+        """Straight pieces of the curves, and how they are found.
+
+        ``pieces`` holds knot, value and slope of each, the last of which is the tail;
+        ``first_piece`` where those of a member and group begin; ``inner_knots`` where one piece
+        follows another.
         """
         n_members, n_groups, n_knots = self.knots.shape
         gaps = self.knots.diff()

@@ -144,8 +144,8 @@ def score(submission: str | PathLike | Mapping, name: str = "digits") -> Challen
     challenge, network, held = find(name), load(name), read_victim_file(name)
     X, y = test_rows(name)
     reachable = dict(zip(challenge.eps, held["within_reach"], strict=True))
-    rows = map(torch.as_tensor, (submitted(submission, X), X, y))
-    return judge(network, *rows, held["attacked"], reachable)
+    x, clean, labels = map(torch.as_tensor, (submitted(submission, X), X, y))
+    return judge(network, x, clean, labels, held["attacked"], reachable)
 
 
 def describe(name: str = "digits") -> str:

@@ -158,7 +158,7 @@ def judge(
         "the victim errs on the clean image",
     )
     batches = zip(*(part.split(BATCH) for part in (x, clean, labels, attacked)), strict=True)
-    outcomes = [_judge_batch(network, *batch, max(eps)) for batch in batches]
+    outcomes = [_judge_batch(network, max(eps), *batch) for batch in batches]
     verdict, distance, success = map(torch.cat, zip(*outcomes, strict=True))
     of_reason = {reason: positions(verdict == k) for k, reason in enumerate(reasons)}
     within = {}
@@ -177,7 +177,7 @@ def judge(
     )
 
 
-def _judge_batch(network, x, clean, labels, attacked, eps) -> tuple[Tensor, Tensor, Tensor]:
+def _judge_batch(network, eps, x, clean, labels, attacked) -> tuple[Tensor, Tensor, Tensor]:
     """Position of the first reason to refuse each row, its distance, and whether it is broken."""
     rows, distance = x.flatten(1), (x.double() - clean).flatten(1).abs().amax(1)
     refused = torch.stack(

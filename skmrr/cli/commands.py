@@ -75,6 +75,9 @@ AdaptiveOption = Annotated[
 EffortOption = Annotated[
     int, typer.Option(min=1, help="Times the steps of attacks on victim and detector.")
 ]
+RestartsOption = Annotated[
+    int, typer.Option(min=1, help="Starts of each attack on victim and detector, of peers.")
+]
 DetectorOption = Annotated[
     list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
 ]
@@ -89,7 +92,17 @@ NameOption = Annotated[
 
 
 def _run(
-    measure: str, dataset, seeds, output, quick, attacked, adaptive, effort, detectors, threads
+    measure: str,
+    dataset,
+    seeds,
+    output,
+    quick,
+    attacked,
+    adaptive,
+    effort,
+    restarts,
+    detectors,
+    threads,
 ):
     """Run one measurement and write its report."""
     from skmrr.bench import figures as figures_of
@@ -112,10 +125,14 @@ def _run(
         )
     if effort > 1 and measure not in ("table2", "peers"):
         raise typer.BadParameter(f"No attack of {measure} knows the detector: leave out --effort.")
+    if restarts > 1 and measure != "peers":
+        raise typer.BadParameter(f"No attack of {measure} starts anew: leave out --restarts.")
     sizes = (QUICK if quick else SIZES[name]).with_effort(effort)
     changes = {"n_attacked": attacked, "n_adaptive": adaptive, "n_carlini": adaptive}
     sizes = dataclasses.replace(
-        sizes, **{key: value for key, value in changes.items() if value is not None}
+        sizes,
+        adaptive_restarts=restarts,
+        **{key: value for key, value in changes.items() if value is not None},
     )
     measures = {
         "table1": table1.table1,
@@ -171,12 +188,13 @@ def _command(measure: str, text: str):
         attacked: AttackedOption = None,
         adaptive: AdaptiveOption = None,
         effort: EffortOption = 1,
+        restarts: RestartsOption = 1,
         detectors: DetectorOption = None,
         threads: ThreadsOption = None,
     ) -> None:
         _run(
             *(measure, dataset, seeds, output, quick),
-            *(attacked, adaptive, effort, detectors, threads),
+            *(attacked, adaptive, effort, restarts, detectors, threads),
         )
 
     bench.command(measure, help=text)(command)

@@ -81,14 +81,18 @@ class LocalScale(nn.Module):
         return (values - mean) / deviation
 
     def _tables(self) -> dict[str, Tensor]:
-        """Knot and width of each straight piece, means and deviations at the knot, and their
-        slopes; the knots at which one piece follows another.
+        """Straight pieces of means and deviations, and how they are found.
+
+        ``pieces`` holds knot and width of each, the values at the knot, and their slopes;
+        ``inner_knots`` where one piece follows another.
         """
-        levels = torch.cat([self.mean, self.deviation], dim=1)
-        gaps = self.knots.diff()[:, None]
-        pieces = torch.cat([self.knots[:-1, None], gaps, levels[:-1], levels.diff(dim=0) / gaps], 1)
-        if len(self.knots) == 1:  # a single piece without width
-            pieces = torch.cat([self.knots[:, None], 0 * self.knots[:, None], levels, 0 * levels], 1)
+        knots, levels = self.knots[:, None], torch.cat([self.mean, self.deviation], dim=1)
+        if len(knots) == 1:  # a single piece without width
+            pieces = torch.cat([knots, 0 * knots, levels, 0 * levels], dim=1)
+        else:
+            gaps = knots.diff(dim=0)
+            slopes = levels.diff(dim=0) / gaps
+            pieces = torch.cat([knots[:-1], gaps, levels[:-1], slopes], dim=1)
         return {"inner_knots": self.knots[1:-1].contiguous(), "pieces": pieces}
 
     def _load_from_state_dict(self, *args) -> None:
