@@ -119,7 +119,7 @@ CHALLENGES: dict[str, Challenge] = {
         recipe=digits_detector,
         sha256=(
             "1664b492c53c4ad1d72f56fce3a3ff0fd32745362c944de11cbf4b45094b2ce1",
-            "2d7483be9309e8db050e5f8d3f331abd9e6810c42512c00eff65e64ed0878d71",
+            "ffe8693724a73f2a4f361b78638b621ffb03141ba5211aa4a4e63e5c32e92fae",
         ),
     ),
     "mnist": Challenge(
