@@ -19,7 +19,7 @@ LAYERS = [
     {"_pursuit_numba", "_sklearn", "versions", "whole_files"},
     {"callbacks"},
     {"nn"},
-    {"harmless"},
+    {"harmless", "distributed"},
     {"calibration", "networks", "reading", "threshold", "attacks", "datasets"},
     {"validation", "betting"},
     {"base", "features"},
