@@ -143,7 +143,7 @@ def spooled(X: "da.Array") -> np.memmap:
 def by_chunk(
     work: Callable[..., np.ndarray], detector, X: "da.Array", labels, width: int, *params
 ) -> "da.Array":
-    """What a detector finds in rows, as a lazy array of shape (n_samples, width), float64.
+    """Return what a detector finds in rows, as a lazy array of shape (n_samples, width), float64.
 
     Parameters
     ----------
@@ -240,7 +240,9 @@ def as_frame(values: "da.Array", columns: Sequence[str]):
 def _whole_rows(X: "da.Array") -> "da.Array":
     """X in chunks of whole rows."""
     if X.ndim < 2:
-        raise ValueError(f"X is of shape {X.shape}, but the rows are its first of two axes or more.")
+        raise ValueError(
+            f"X is of shape {X.shape}, but the rows are its first of two axes or more."
+        )
     return X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
 
 
