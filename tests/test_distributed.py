@@ -22,7 +22,7 @@ da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
-CHUNK = 512  # a whole number of batches, for the same bits
+CHUNK = 256  # a whole number of batches, for the same bits
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def images(digits):
     """Images without the channels-last strides of their loader, which another kernel takes."""
-    return digits[0].copy(), digits[1]
+    return digits[0][:1100].copy(), digits[1][:1100]
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,15 @@ def in_chunks(X, rows=CHUNK):
 METHODS = ["score_samples", "decision_function", "risk", "predict", "classify"]
 
 
-@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 @pytest.mark.parametrize("method", METHODS)
-def test_chunks_give_the_same_bits(ensemble, images, method, scheduler):
+def test_chunks_give_the_same_bits(ensemble, images, method):
     X, _ = images
     expected = getattr(ensemble, method)(X)
     lazy = getattr(ensemble, method)(in_chunks(X))
     assert isinstance(lazy, da.Array)
     assert (lazy.shape, lazy.dtype, lazy.chunks[0][0]) == (expected.shape, expected.dtype, CHUNK)
     assert (type(lazy._meta), lazy._meta.dtype) == (np.ndarray, expected.dtype)
-    found = lazy.compute(scheduler=scheduler)
+    found = lazy.compute(scheduler="threads")
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
 
@@ -104,7 +103,7 @@ def test_nothing_is_computed_at_call(ensemble, images):
     X = in_chunks(images[0])
     X = X.map_blocks(refuse_to_read, dtype=X.dtype, meta=X._meta)
     lazy = [getattr(ensemble, name)(X) for name in [*METHODS, "member_risks"]]
-    with pytest.raises(RuntimeError, match="its time|rows 0"):
+    with pytest.raises(AssertionError, match="its time"):
         dask.compute(lazy[0], scheduler="synchronous")
 
 
@@ -135,7 +134,7 @@ def test_risk_and_class_are_of_one_pass(ensemble, images, monkeypatch):
 def test_a_bad_chunk_names_its_rows(ensemble, images):
     X = images[0].copy()
     X[700, 0, 3, 3] = np.nan
-    with pytest.raises(ValueError, match=r"rows 512 to 1023 \(chunk 1\).*NaN"):
+    with pytest.raises(ValueError, match=r"rows 512 to 767 \(chunk 2\).*NaN"):
         ensemble.risk(in_chunks(X)).compute(scheduler="synchronous")
 
 
@@ -191,18 +190,18 @@ def test_calibration_gathers_the_same_statistics(ensemble, images):
         detector.set_params(harmless=[Brightness(0.02)])
         vars(detector).update({k: v for k, v in vars(ensemble).items() if k.endswith("_")})
         detector._fitted_here = [False] * 3
-    here.calibrate(X[:1200])
+    here.calibrate(X[:900])
     with dask.config.set(scheduler="synchronous"):
-        there.calibrate(in_chunks(X[:1200]))
+        there.calibrate(in_chunks(X[:900]))
     np.testing.assert_array_equal(here.score_samples(X), there.score_samples(X))
     with pytest.raises(ValueError, match="Too few"):
         there.calibrate(in_chunks(X[:10]))
 
 
-def test_noise_of_a_calibration_differs_from_chunk_to_chunk(bare, images):
-    noisy = clone(bare).set_params(harmless=[GaussianNoise(0.1)], clip_values=(0, 1))
+def test_noise_of_a_calibration_differs_from_chunk_to_chunk(ensemble):
+    noisy = clone(ensemble).set_params(harmless=[GaussianNoise(0.1)])
     seeds = noisy._harmless_seeds()
-    x = torch.zeros(4, 64)
+    x = torch.zeros(4, 1, 8, 8)
     one, other = (noisy._harmless_changes([[seeds[0], k]])[0](x) for k in (0, 1))
     assert not torch.equal(one, other)
 
@@ -265,10 +264,11 @@ class Counted:
 
 
 def slowly(block):
-    time.sleep(0.3)
+    time.sleep(0.2)
     return block
 
 
+@pytest.mark.slow
 def test_a_detector_travels_once_to_each_worker(client, ensemble, images, tmp_path):
     X, _ = images
     expected = ensemble.risk(X)
@@ -294,6 +294,7 @@ def test_a_worker_that_is_killed_loses_nothing(client, ensemble, images):
     client.wait_for_workers(2, timeout=60)
 
 
+@pytest.mark.slow
 def test_members_are_fitted_on_the_cluster(client, images, net):
     X, y = images
     members = default_defenders(net, latent=LatentDefender(max_epochs=1), n_latent=3)
@@ -306,6 +307,7 @@ def test_members_are_fitted_on_the_cluster(client, images, net):
     np.testing.assert_array_equal(here.score_samples(X), there.score_samples(X))
 
 
+@pytest.mark.slow
 def test_a_search_runs_on_the_cluster(client, bare, images):
     X, y = images[0][:600].reshape(600, -1), images[1][:600]
     search = GridSearchCV(

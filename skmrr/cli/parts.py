@@ -190,7 +190,7 @@ def _on_cluster(job: Job, tasks: Iterator[tuple[int, int, Data]], address: str) 
             return client.submit(score_part, job, *task, pure=False, key=f"part-{task[0]:08d}")
 
         wanted = AHEAD * sum(client.nthreads().values())
-        running = as_completed(submit(task) for task in islice(tasks, wanted))
+        running = as_completed([submit(task) for task in islice(tasks, wanted)], loop=client.loop)
         for future in running:
             try:
                 counts = future.result()
