@@ -114,6 +114,59 @@ def _read_all(paths, read, row_shape: tuple[int, ...], dtype: np.dtype) -> np.nd
     return rows
 
 
+def npy_rows(path, *, chunk_rows: int = CHUNK_ROWS) -> "da.Array":
+    """Rows of an ``.npy`` file, each chunk read by the worker that needs it.
+
+    ``dask.array.from_array`` of a memmap would send the rows themselves to a cluster.
+
+    Parameters
+    ----------
+    path : str or Path
+        File that every worker sees under this name, of shape (n_rows, …).
+    chunk_rows : int, default=4096
+        Rows in a chunk, which is what a thread of a worker holds at a time.
+
+    Returns
+    -------
+    rows : dask.array.Array of shape (n_rows, …)
+        Chunked along the rows.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from skmrr.distributed import npy_rows
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/rows.npy", np.eye(5))
+    ...     rows = npy_rows(f"{folder}/rows.npy", chunk_rows=2)
+    ...     rows.chunks[0], float(rows.sum().compute())
+    ((2, 2, 1), 5.0)
+    """
+    import dask.array as da
+    from dask.base import tokenize
+
+    path = Path(path).absolute()
+    whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    if whole.ndim < 2 or not len(whole):
+        raise ValueError(f"{path} is of shape {whole.shape}; it must hold rows, (n_rows, …).")
+    n_rows, row_shape = len(whole), whole.shape[1:]
+    lengths = [min(chunk_rows, n_rows - start) for start in range(0, n_rows, chunk_rows)]
+    return da.map_blocks(
+        _read_slice,
+        path,
+        chunks=(tuple(lengths), *((side,) for side in row_shape)),
+        dtype=whole.dtype,
+        meta=np.empty((0, *row_shape), whole.dtype),
+        token=f"npy-{tokenize(path, whole.shape, path.stat().st_mtime_ns, chunk_rows)}",
+    )
+
+
+def _read_slice(path: Path, block_info) -> np.ndarray:
+    """Rows of a chunk, as they are in the file now."""
+    start, stop = block_info[None]["array-location"][0]
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start:stop])
+
+
 def spooled(X: "da.Array") -> np.memmap:
     """Rows of a dask array in a file of this machine, fetched chunk by chunk.
 

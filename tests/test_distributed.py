@@ -1,6 +1,7 @@
 """Rows in chunks, here and on a cluster: the same bits, nothing before its time, nothing lost."""
 
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
 from skmrr import FixedThresholdDetector, LatentDefender, MRREnsemble, default_defenders
-from skmrr.distributed import image_rows, spooled
+from skmrr.distributed import image_rows, npy_rows, spooled
 from skmrr.harmless import Brightness, GaussianNoise
 from skmrr.nn.rows import Rows
 
@@ -172,6 +173,14 @@ def test_paths_are_read_where_they_are_scored(ensemble, images, paths):
         rows = image_rows(given, np.load, (1, 8, 8), chunk_rows=CHUNK)
         found = ensemble.risk(rows).compute(scheduler="synchronous")
         np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_of_a_file_travel_by_its_name(ensemble, images, tmp_path):
+    np.save(tmp_path / "rows.npy", images[0])
+    rows = npy_rows(tmp_path / "rows.npy", chunk_rows=CHUNK)
+    assert len(pickle.dumps(dict(rows.dask))) < 20_000
+    found = ensemble.risk(rows).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(found, ensemble.risk(images[0]))
 
 
 def test_a_path_that_cannot_be_read_is_named(ensemble, paths):
