@@ -14,7 +14,14 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold
 
-from skmrr import FixedThresholdDetector, LatentDefender, MRREnsemble, default_defenders
+from skmrr import (
+    FixedThresholdDetector,
+    LatentDefender,
+    MRREnsemble,
+    default_defenders,
+    load,
+    save,
+)
 from skmrr.distributed import image_rows, npy_rows, spooled
 from skmrr.harmless import Brightness, GaussianNoise
 from skmrr.nn.rows import Rows
@@ -331,3 +338,31 @@ def test_a_search_runs_on_the_cluster(client, bare, images):
     np.testing.assert_array_equal(
         here.cv_results_["mean_test_score"], there.cv_results_["mean_test_score"]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_data_loads_a_detector_once(ensemble, images, net, tmp_path):
+    """The recipe of docs/distributed.md."""
+    ray = pytest.importorskip("ray")
+    path = str(tmp_path / "detector.safetensors")
+    save(ensemble, path)
+
+    class Judge:
+        def __init__(self, path):
+            torch.set_num_threads(1)
+            self.detector = load(path, classifier=net)
+
+        def __call__(self, batch):
+            return {"risk": self.detector.risk(batch["data"])}
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        rows = ray.data.from_numpy(images[0][:512])
+        judged = rows.map_batches(
+            Judge, fn_constructor_args=[path], batch_size=CHUNK, concurrency=1
+        ).take_all()
+    finally:
+        ray.shutdown()
+    found = [row["risk"] for row in judged]
+    np.testing.assert_allclose(sorted(found), sorted(ensemble.risk(images[0][:512])), atol=1e-5)

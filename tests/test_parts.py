@@ -34,7 +34,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         if Path(__file__).with_name("slow").exists() and len(x) > 2:
-            time.sleep(0.3)
+            time.sleep(0.5)
         return self.out(x.flatten(1))
 """
 WORDS = ("--format", "parquet", "--partition", 100, "--output", "parts")

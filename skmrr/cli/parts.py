@@ -23,6 +23,7 @@ from skmrr.whole_files import replaced
 
 RECORD = "_parts.json"  # readers of Parquet leave out what begins with _ or .
 AHEAD = 2  # parts that wait for each thread of the cluster
+PATIENCE = 5  # seconds, between looks whether the scheduler is there
 
 
 @dataclass(frozen=True)
@@ -180,32 +181,46 @@ def score_parts(job: Job, data: Data, partition: int, scheduler: str | None) -> 
 
 def _on_cluster(job: Job, tasks: Iterator[tuple[int, int, Data]], address: str) -> Iterator[Counts]:
     """Have the workers of a Dask cluster write parts, a few at a time waiting for each thread."""
-    from distributed import Client, as_completed
+    from distributed import Client
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
-    with Client(address, set_as_default=False) as client:
+    with Client(address) as client:
         client.wait_for_workers(1, timeout=60)
 
-        def submit(task) -> Any:
+        def submit(task: tuple[int, int, Data]) -> Any:
             return client.submit(score_part, job, *task, pure=False, key=f"part-{task[0]:08d}")
 
         wanted = AHEAD * sum(client.nthreads().values())
-        running = as_completed([submit(task) for task in islice(tasks, wanted)], loop=client.loop)
-        for future in running:
-            try:
-                counts = future.result()
-            except KilledWorker as error:
-                raise RuntimeError(
-                    f"Several workers died over {future.key}, of memory perhaps: give a smaller "
-                    f"--partition. The parts that are written stay. ({error})"
-                ) from error
-            except CancelledError as error:
-                raise RuntimeError(
-                    f"The scheduler at {address} is gone. The parts that are written stay: start "
-                    "one, and the same command goes on."
-                ) from error
-            running.update(submit(task) for task in islice(tasks, 1))
-            yield counts
+        running = {submit(task) for task in islice(tasks, wanted)}
+        try:
+            while running:
+                done = _some_done(client, running)
+                running -= done
+                running |= {submit(task) for task in islice(tasks, len(done))}
+                yield from client.gather(list(done))
+        except KilledWorker as error:
+            raise RuntimeError(
+                f"Several workers died over one part, of memory perhaps: give a smaller "
+                f"--partition. The parts that are written stay. ({error})"
+            ) from error
+        except (CancelledError, CommClosedError) as error:
+            raise RuntimeError(
+                f"The scheduler at {address} is gone. The parts that are written stay: start one "
+                "and give the same command, which goes on from there."
+            ) from error
+
+
+def _some_done(client, running: set) -> set:
+    """Wait for parts; a scheduler that is gone would let a client wait for ever."""
+    from distributed import wait
+
+    while client.status == "running":
+        try:
+            return set(wait(running, timeout=PATIENCE, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            continue
+    raise CancelledError
 
 
 def refuse_compressed(data: Data) -> None:
