@@ -280,9 +280,10 @@ def judge_lazily(detector, X: "da.Array", labels) -> tuple["da.Array", ...]:
 def picked(values: np.ndarray, positions):
     """Values at positions, which may be a dask array."""
     if is_dask_array(positions):
-        return positions.map_blocks(
-            partial(np.take, values, axis=0), dtype=values.dtype, meta=values[:0]
-        )
+        import dask.array as da
+
+        take = partial(np.take, values, axis=0)
+        return da.map_blocks(take, positions, dtype=values.dtype, meta=values[:0])
     return values[positions]
 
 
