@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from skmrr._sklearn import Interval, StrOptions, fit_context
 from skmrr.calibration import ConformalSurvival
 from skmrr.callbacks import begin
+from skmrr.distributed import by_chunk, is_dask_array, judge_lazily, picked
 from skmrr.harmless import bind
 from skmrr.networks import NetworkEstimator
 from skmrr.nn.defended import DefendedClassifier
@@ -272,12 +273,31 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             statistic is not a number.
         """
         check_is_fitted(self, "evidence_")
-        rows, labels = self._read_for_scoring(X, labels)
-        if labels is not None and self.classifier is not None:
-            check_numbered(labels, len(self.classes_), "labels")
+        if is_dask_array(X):
+            self._calibrate_by_chunk(X, labels)
+            return self
+        rows, labels = self._read_to_calibrate(X, labels)
         check_enough(self._n_ranked(len(rows)), self.security_parameter, len(rows))
         self._calibrate(rows, labels)
         return self
+
+    def _read_to_calibrate(self, X, labels) -> tuple[Rows, np.ndarray | None]:
+        rows, labels = self._read_for_scoring(X, labels)
+        if labels is not None and self.classifier is not None:
+            check_numbered(labels, len(self.classes_), "labels")
+        return rows, labels
+
+    def _calibrate_by_chunk(self, X, labels) -> None:
+        """Calibrate on what is found in the chunks of a dask array, where they lie."""
+        if not math.isnan(X.shape[0]):
+            check_enough(self._n_ranked(X.shape[0]), self.security_parameter, X.shape[0])
+        seeds = self._harmless_seeds()
+        n_versions, n_members = 1 + len(seeds), len(self.evidence_.members)
+        width = n_versions * (n_members + 1)
+        found = by_chunk(_examine_chunk, self, X, labels, width, seeds).compute()
+        check_enough(self._n_ranked(len(found)), self.security_parameter, len(found))
+        found = found.reshape(len(found), n_versions, n_members + 1)
+        self._settle(found[..., :-1], found[..., -1].astype(np.int64), np.arange(len(found)))
 
     def score_samples(self, X, *, labels=None):
         """Calibrated log-survival of each row: high is normal, ``log(p)`` at p-value p.
@@ -304,7 +324,7 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         The class is the classifier's decision, and without a classifier the nearest class.
         """
         scores, columns, _ = self._judge(X, labels)
-        return np.where(scores >= self.offset_, self.classes_[columns], ADVERSARIAL)
+        return np.where(scores >= self.offset_, picked(self.classes_, columns), ADVERSARIAL)
 
     def defended_classifier(
         self, *, security_parameter=None, channels: Sequence[Callable] = (), **params
@@ -335,9 +355,11 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         ways = [bind(change, self.clip_values, seed) for seed, change in enumerate(channels)]
         return DefendedClassifier(self.module_, sp, channels=ways, **params).eval()
 
-    def _judge(self, X, labels) -> tuple[np.ndarray, ...]:
-        """Score, class column and members' log-survivals of each row."""
+    def _judge(self, X, labels) -> tuple[Any, ...]:
+        """Score, class column and members' log-survivals of each row: lazy for a dask array."""
         self._check_calibrated()
+        if is_dask_array(X):
+            return judge_lazily(self, X, labels)
         return self._stream(self.module_.judge, *self._read_for_scoring(X, labels))
 
     def _check_calibrated(self) -> None:
@@ -360,16 +382,24 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         for change in self._harmless_changes():
             change(rows.take([0, len(rows) - 1]))
 
-    def _harmless_changes(self) -> list[Callable[[Tensor], Tensor]]:
+    def _harmless_seeds(self) -> list[int]:
         random_state = check_random_state(self.random_state)
-        changes = self.harmless or ()
-        return [bind(change, self.clip_values, draw_seed(random_state)) for change in changes]
+        return [draw_seed(random_state) for _ in self.harmless or ()]
+
+    def _harmless_changes(self, seeds: Sequence | None = None) -> list[Callable[[Tensor], Tensor]]:
+        seeds = self._harmless_seeds() if seeds is None else seeds
+        changes = zip(self.harmless or (), seeds, strict=True)
+        return [bind(change, self.clip_values, seed) for change, seed in changes]
 
     def _calibrate(self, rows: Rows, labels, indices=None) -> None:
+        values, columns = self._examine(rows, labels, self._harmless_changes(), indices)
+        self._settle(values, columns, np.arange(len(rows)) if indices is None else indices)
+
+    def _examine(self, rows: Rows, labels, changes, indices=None) -> tuple[np.ndarray, ...]:
+        """Statistics and class column of each row, as it is and under each harmless change."""
         versions = [self._stream(self.evidence_, rows, labels, indices, desc="calibrate")]
         if self.classifier is not None:
             labels = None  # what the classifier makes of a changed row is to be asked
-        changes = self._harmless_changes()
         for k, change in enumerate(changes, start=1):
 
             def examine(x, decided, change=change):
@@ -378,7 +408,11 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             desc = f"calibrate, change {k} of {len(changes)}"
             versions.append(self._stream(examine, rows, labels, indices, desc=desc))
         values, columns = (np.stack(part, 1) for part in zip(*versions, strict=True))
-        self._check_values(values, np.arange(len(rows)) if indices is None else indices)
+        return values, columns
+
+    def _settle(self, values: np.ndarray, columns: np.ndarray, indices: np.ndarray) -> None:
+        """Calibrate on statistics of rows, shape (n_rows, n_versions, n_members)."""
+        self._check_values(values, indices)
         self._complete(*self._fit_calibration(values, columns))
 
     def _check_values(self, values: np.ndarray, indices: np.ndarray) -> None:
@@ -507,6 +541,14 @@ class StatisticDetector(BaseDetector):
 
     def _fit_calibration(self, values, columns):
         return ConformalSurvival.fit(values, columns, len(self.classes_)), Alone()
+
+
+def _examine_chunk(detector: BaseDetector, X, labels, number: int, seeds) -> np.ndarray:
+    """Statistics of each version of each row, and its class column, side by side."""
+    rows, labels = detector._read_to_calibrate(X, labels)
+    changes = detector._harmless_changes([[seed, number] for seed in seeds])
+    values, columns = detector._examine(rows, labels, changes)
+    return np.concatenate([values, columns[..., None]], axis=2).reshape(len(values), -1)
 
 
 def _warn_if_numbered_otherwise(y: np.ndarray, decided: np.ndarray) -> None:

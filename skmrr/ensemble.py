@@ -22,6 +22,7 @@ from skmrr.defenders.defaults import default_defenders
 from skmrr.defenders.latent import LatentDefender
 from skmrr.defenders.margin import MarginDetector
 from skmrr.defenders.realigned import HALF, TWENTIETH, measure_tolerance
+from skmrr.distributed import as_frame, is_dask_array
 from skmrr.joining import as_statistic, detector_of, is_frozen, unfrozen
 from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
@@ -187,6 +188,8 @@ class MRREnsemble(BaseComposition, BaseDetector):
         """
         pandas = check_pandas_support("MRREnsemble.member_risks")
         log_survivals = self._judge(X, labels)[2]
+        if is_dask_array(X):
+            return as_frame(risk_of(log_survivals), self.member_names_)
         return pandas.DataFrame(
             risk_of(log_survivals),
             columns=self.member_names_,

@@ -291,7 +291,9 @@ class Shift(Change):
 
 
 def bind(
-    change: Callable[[Tensor], Tensor], clip_values: Sequence[float] | None, seed: int
+    change: Callable[[Tensor], Tensor],
+    clip_values: Sequence[float] | None,
+    seed: int | Sequence[int],
 ) -> Callable[[Tensor], Tensor]:
     """Return batch → changed batch, which knows the rows' range and checks what comes out.
 
@@ -301,7 +303,7 @@ def bind(
         A `Change`, or any function of a batch. One of these gets the rows in their own units.
     clip_values : tuple of float or None
         Declared range of the rows.
-    seed : int
+    seed : int or sequence of int
         Of what is random in a `Change`.
 
     Raises

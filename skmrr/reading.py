@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import assert_all_finite, check_array, validate_data
 from torch.utils.data import DataLoader, Dataset
 
+from skmrr.distributed import is_dask_array, spooled
 from skmrr.nn.memory import MOST_ROWS
 from skmrr.nn.rows import NOT_FINITE, Rows, check_range, warn_of_scale
 
@@ -57,6 +58,8 @@ class RowReader(BaseEstimator):
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu()
             X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+        elif is_dask_array(X):
+            X = spooled(X)
         elif isinstance(X, list | tuple):
             X = np.asarray(X)
         if type(X) is np.ndarray and X.ndim > 2 and X.dtype.kind in "fiub" and len(X):

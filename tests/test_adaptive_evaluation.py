@@ -221,7 +221,7 @@ def test_twice_the_steps_change_little(explored, fresh):
         "orthogonal": OrthogonalPGD(steps=300),
         "selective": SelectivePGD(steps=300),
     }
-    twice = {k: a.with_effort(2) for k, a in suite.items()}
+    twice = {k: a.with_effort(2.0) for k, a in suite.items()}
     table = success_by_effort(
         explored, *fresh, eps=[0.15], attacks=twice, security_parameters=[0.05]
     ).set_index("attack")
@@ -295,7 +295,7 @@ def test_what_is_kept_is_of_this_network_and_attack(explored, net, fresh, tmp_pa
         copies[1][-1].bias += torch.arange(10)
     suites = [
         {"a": attack},
-        {"a": attack.with_effort(4)},
+        {"a": attack.with_effort(4.0)},
         *({"a": Transfer(network, attack)} for network in copies),
     ]
     for suite in suites:

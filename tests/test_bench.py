@@ -624,6 +624,7 @@ def test_the_folder_is_not_written_down(monkeypatch, words):
         (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "CertifiedDefender"),
         (["bench", "figures", "--detector", "energy"], "nothing"),
         (["bench", "transfer", "--effort", "2"], "knows the detector"),
+        (["bench", "table2", "--restarts", "2"], "leave out --restarts"),
     ],
 )
 def test_what_cannot_be_run_is_told(monkeypatch, words, shown):

@@ -149,7 +149,7 @@ def test_pairs_are_bounded_one_by_one(network, images, monkeypatch):
     bounds = LinearBounds(network.body, *ball(images, RADIUS, (0, 1)))
     weight = leads_of(network)
     together = bounds.lowest(ROWS, weight, 3)
-    monkeypatch.setattr("skmrr.nn.linear_bounds.MAX_VALUES", 1)
+    monkeypatch.setattr("skmrr.nn.linear_bounds.MAX_VALUES", 500)
     alone = LinearBounds(network.body, *ball(images, RADIUS, (0, 1))).lowest(ROWS, weight, 3)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 

@@ -74,6 +74,16 @@ class ArrayReader:
         check_values(row, self.clip_values)
         return row
 
+    def __reduce__(self):
+        """Travel to other processes by the name of the file, where there is one."""
+        if isinstance(self.rows, np.memmap) and self.rows.filename is not None:
+            return _read_array, (Path(self.rows.filename), self.clip_values)
+        return type(self), (self.rows, self.clip_values)
+
+
+def _read_array(path: Path, clip_values: Sequence[float]) -> ArrayReader:
+    return ArrayReader(np.load(path, mmap_mode="r", allow_pickle=False), clip_values)
+
 
 def import_pillow() -> tuple[Any, Any]:
     """Pillow's modules of images and of operations on them."""

@@ -11,7 +11,7 @@ import typer
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
-from skmrr.cli.data import open_data
+from skmrr.cli.data import Data, open_data
 from skmrr.cli.options import (
     DETECTOR,
     SETTINGS,
@@ -29,6 +29,7 @@ from skmrr.cli.options import (
     read_rows,
 )
 from skmrr.cli.outcomes import FLAGGED, answering, replacing, say
+from skmrr.cli.parts import Job, begin, digest_of_file, refuse_compressed, score_parts
 from skmrr.cli.scoring import WRITERS, Verdict, class_names, judged
 from skmrr.cli.settings import read_settings
 from skmrr.cli.sound import refuse
@@ -41,8 +42,13 @@ def score(
     data: DataArgument,
     detector: DetectorOption = DETECTOR,
     settings: SettingsOption = SETTINGS,
-    output: Annotated[Path | None, typer.Option(help="File, instead of standard output.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write.")] = Format.csv,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File, instead of standard output; with --partition, folder."),
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="How to write; parquet goes with --partition.")
+    ] = Format.csv,
     security_parameter: RateOption = None,
     fail_on_flagged: Annotated[
         bool, typer.Option("--fail-on-flagged", help="End with code 4 if any row is flagged.")
@@ -53,6 +59,13 @@ def score(
     device: DeviceOption = "cpu",
     workers: WorkersOption = 0,
     on_error: ErrorOption = OnError.stop,
+    partition: Annotated[
+        int | None,
+        typer.Option(min=1, help="Write a Parquet file for each so many rows, and resume."),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler, tcp://…, whose workers score.")
+    ] = None,
 ) -> None:
     """Write class or "don't know", risk, and who raised the alarm for each row.
 
@@ -60,6 +73,23 @@ def score(
     --fail-on-flagged was given.
     """
     known = read_settings(settings)
+    if partition is not None or scheduler is not None or form is Format.parquet:
+        if partition is None or output is None or form is not Format.parquet:
+            raise ValueError(
+                "Parts are written by --format parquet --partition ROWS --output FOLDER together, "
+                "perhaps with --scheduler tcp://…."
+            )
+        if monitor is not None:
+            raise ValueError("--monitor takes rows in their order, which parts do not keep.")
+        if workers:
+            raise ValueError("--workers has no effect on parts: give --scheduler to share them.")
+        job = Job(
+            *(settings.resolve(), detector.resolve(), digest_of_file(detector), device),
+            *(security_parameter, output.resolve(), on_error is OnError.skip),
+        )
+        counts = _score_parts(job, open_data(data, known), data, partition, scheduler)
+        _end(counts, fail_on_flagged)
+        return
     found = load_detector(detector, known, device)
     found._check_calibrated()
     if security_parameter is not None:
@@ -83,9 +113,35 @@ def score(
                 watch.update([row.risk for row in batch if isinstance(row, Verdict)])
             file.flush()
             bar.update(len(batch))
+    _end(counts, fail_on_flagged)
+
+
+def _end(counts: dict[str, int], fail_on_flagged: bool) -> None:
     say(", ".join(f"{number} {what}" for what, number in counts.items()))
     if fail_on_flagged and counts["flagged"]:
         raise typer.Exit(FLAGGED)
+
+
+def _score_parts(
+    job: Job, source: Data, path: Path, partition: int, scheduler: str | None
+) -> dict[str, int]:
+    """Write rows by parts, and return the counts of all."""
+    if scheduler is not None:
+        refuse_compressed(source)
+    begin(job, source, path, partition)
+    counts = {"rows": 0, "flagged": 0, "not readable": 0}
+    with tqdm(total=len(source), desc="scoring", unit=" rows", disable=None, leave=False) as bar:
+        for part in score_parts(job, source, partition, scheduler):
+            counts["rows"] += part.rows
+            counts["flagged"] += part.flagged
+            if isinstance(part.unreadable, int):
+                counts["not readable"] += part.unreadable
+            else:
+                counts["not readable"] += len(part.unreadable)
+                for row in part.unreadable:
+                    refuse(row, skip=True)
+            bar.update(part.rows)
+    return counts
 
 
 @answering()

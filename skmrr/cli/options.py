@@ -27,6 +27,7 @@ class Format(str, Enum):
 
     csv = "csv"
     jsonl = "jsonl"
+    parquet = "parquet"
 
 
 DATA = (

@@ -91,8 +91,9 @@ class LinearBounds:
                 for share, gradient in zip(turned.values(), gradients, strict=True):
                     share.grad = gradient
                 optimizer.step()
-                for share in turned.values():
-                    share.data.clamp_(0, 1)
+                with torch.no_grad():
+                    for share in turned.values():
+                        share.clamp_(0, 1)
         return torch.maximum(best, self.bound(self.output, rows, weigh, shares).detach())
 
     def _shares(self, rows: Tensor) -> Shares:
@@ -120,22 +121,24 @@ class LinearBounds:
 
     def tightened(self, node: Node, part: nn.Module, box: Interval) -> Interval:
         """Interval of what enters a layer, by what is known of the layers before it."""
-        if not self.boxes:  # of affine layers an interval is exact
+        if not self.boxes:  # of a chain of affine layers an interval is exact
             return box
         low, high = box.low.flatten(1).clone(), box.high.flatten(1).clone()
+        before = node.all_input_nodes[0]
         for pairs in undecided(part, box).flatten(1).nonzero().split(self._together):
             rows, entries = pairs.T
             shares = self._shares(rows)
-            for sign, end in ((1, low), (-1, high)):
 
-                def picked(value: Tensor, sign=sign, entries=entries) -> Tensor:
-                    return sign * value.flatten(1).gather(1, entries[:, None])[:, 0]
+            def pick(value: Tensor, entries: Tensor = entries) -> Tensor:
+                return value.flatten(1).gather(1, entries[:, None])[:, 0]
 
-                found = sign * self.bound(node.all_input_nodes[0], rows, picked, shares)
-                known = end[rows, entries]
-                end[rows, entries] = (
-                    torch.maximum(known, found) if sign > 0 else torch.minimum(known, found)
-                )
+            def minus(value: Tensor, pick: Callable = pick) -> Tensor:
+                return -pick(value)
+
+            lowest = self.bound(before, rows, pick, shares)
+            highest = -self.bound(before, rows, minus, shares)
+            low[rows, entries] = torch.maximum(low[rows, entries], lowest)
+            high[rows, entries] = torch.minimum(high[rows, entries], highest)
         # where rounding made the ends change places
         low, high = torch.minimum(low, high), torch.maximum(low, high)
         return Interval(
@@ -173,13 +176,12 @@ class _Relaxing(Interpreter):
 
     def __init__(self, bounds: LinearBounds, rows: Tensor, gap: Tensor, shares: Shares):
         super().__init__(bounds.body, garbage_collect_values=False)
-        self.steps = bounds.body.graph.nodes
         self.boxes, self.rows, self.gap, self.shares = bounds.boxes, rows, gap, shares
 
     def until(self, node: Node, x: Tensor) -> Tensor:
         """Value of a node at some points."""
         self.args_iter = iter([x])
-        for step in self.steps:
+        for step in self.graph.nodes:
             self.env[step] = self.run_node(step)
             if step is node:
                 break

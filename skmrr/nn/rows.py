@@ -53,6 +53,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __sizeof__(self) -> int:
+        """Bytes, by which Dask decides what is sent to a worker once and not with every task."""
+        return object.__sizeof__(self) + int(getattr(self.source, "nbytes", 0))
+
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row as a network sees it."""
