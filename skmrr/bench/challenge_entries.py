@@ -131,7 +131,7 @@ CHALLENGES: dict[str, Challenge] = {
         recipe=mnist_detector,
         sha256=(
             "45a14522e2f8eda74fac63a0b73fb683879ab751955469b410a5004fc896ee0c",
-            "906b3d69b231c8d4b309601b45f6f97aa16654f169e71b1e3f72e734aab45cdc",
+            "cb082e47cf1b1913e662f6baa69d256d6703825afcf6f9a361ecd8645a248b4c",
         ),
     ),
 }
