@@ -1,5 +1,6 @@
 """The table of all detectors: accuracy, hold against attackers who know them, cost."""
 
+import joblib
 import pandas as pd
 
 from skmrr.attacks import adaptive_suite
@@ -20,9 +21,9 @@ from skmrr.bench.table1 import (
     table1_report,
 )
 from skmrr.evaluation import certified_success_rate, evaluate_adaptive, impostor_rate
-from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.siege import WORST
 
 ADAPTIVE_SP = 0.05
 FLOOR = "floor, SP {:.0%}"
@@ -41,17 +42,22 @@ def peers(run: Run) -> Report:
         by_seed[seed] = detection_of(run, problem, fitted)
         costs.append(costs_of(problem, fitted, sizes))
         harmless.append(harmless_of(run, problem, fitted))
+        X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
         for detector, system in fitted.items():
-            X, y = problem.X_test[problem.rows], problem.y_test[problem.rows]
             run.tell(seed, f"attacks on {detector}")
-            frame = run.memory.cache(adaptive_success)(
-                system.detector, X, y, eps, n_attacked=sizes.n_adaptive, steps=sizes.adaptive_steps
+            frame = run.memory.cache(adaptive_success, ignore=["memory"])(
+                *(system.detector, X, y, eps),
+                n_attacked=sizes.n_adaptive,
+                steps=sizes.adaptive_steps,
+                restarts=sizes.adaptive_restarts,
+                memory=run.memory,
             )
             success.append(frame.assign(detector=detector, seed=seed))
             run.tell(seed, f"impostors of {detector}")
-            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
-            X, y = problem.X_test[: sizes.n_changed], problem.y_test[: sizes.n_changed]
-            frame = run.memory.cache(impostor_rate)(system.detector, X, y)
+            some = slice(sizes.n_changed)
+            frame = run.memory.cache(impostor_rate)(
+                system.detector, problem.X_test[some], problem.y_test[some]
+            )
             impostors.append(frame.assign(detector=detector, seed=seed))
             if detector == CERTIFIED:
                 frame = certified_success_rate(
@@ -77,7 +83,8 @@ def peers(run: Run) -> Report:
         "worst attack at its worst strength. SR@5: share of images that attackers who know the "
         "detector turn into a wrong answer that is not flagged, at 5 % false alarms promised "
         f"({sizes.n_adaptive} images a seed, {sizes.adaptive_steps} steps for each target and "
-        "start), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
+        f"start, {sizes.adaptive_restarts} start{'s' * (sizes.adaptive_restarts > 1)} of each "
+        "kind), all seeds together, with its 95 % interval. Bound: what no attack can exceed, on "
         "all test images. Scoring in multiples of the victim's own pass, which is included.\n\n"
         + markdown(with_intervals(table, pooled))
         + "\n\n"
@@ -89,9 +96,20 @@ def peers(run: Run) -> Report:
 
 
 def adaptive_success(
-    detector: BaseDetector, X, y, eps, *, n_attacked: int, steps: int
+    detector: BaseDetector,
+    X,
+    y,
+    eps,
+    *,
+    n_attacked: int,
+    steps: int,
+    restarts: int,
+    memory: joblib.Memory,
 ) -> pd.DataFrame:
-    """Worst case over the adaptive suite at each ε, at SP 5 %, on the first rows of some."""
+    """Worst case over the adaptive suite at each ε, at SP 5 %, on the first rows of some.
+
+    What each attack has found on some of the rows is kept, as a run at full strength takes days.
+    """
     outcome = evaluate_adaptive(
         detector,
         X[:n_attacked],
@@ -99,8 +117,10 @@ def adaptive_success(
         eps=eps,
         guides=X[n_attacked : n_attacked + 2000],
         # Noise members only look strong to attacks that do not spare the quiet pixels.
-        attacks=adaptive_suite(steps=steps, textured=True),
+        attacks=adaptive_suite(steps=steps, restarts=restarts, textured=True),
         security_parameters=(ADAPTIVE_SP,),
+        memory=memory,
+        verbose=True,
     )
     success = outcome.success
     return success[success["attack"] == WORST].reset_index(drop=True)

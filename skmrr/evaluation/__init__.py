@@ -6,6 +6,7 @@ from skmrr.evaluation.adaptive import (
     evasion_cost,
 )
 from skmrr.evaluation.bounds import certified_success_rate
+from skmrr.evaluation.convergence import success_by_effort
 from skmrr.evaluation.costs import fitted_bytes, scoring_cost
 from skmrr.evaluation.displays import (
     CostDisplay,
@@ -51,6 +52,7 @@ __all__ = [
     "over_seeds",
     "roc_auc_scorer",
     "scoring_cost",
+    "success_by_effort",
     "tpr_at_fpr",
     "tpr_at_fpr_scorer",
 ]

@@ -111,8 +111,8 @@ def _where_whole(values: Tensor, logits: Tensor | None) -> Tensor:
     """Values, of shape (batch, …), or NaN in rows whose logits are not all finite."""
     if logits is None:
         return values
-    is_whole = logits.isfinite().all(1)
-    return torch.where(is_whole.view(-1, *[1] * (values.ndim - 1)), values, torch.nan)
+    doubt = (0 * logits.detach()).sum(1)  # NaN unless all are finite, else 0
+    return values + doubt.view(-1, *[1] * (values.ndim - 1))
 
 
 class DetectorModule(nn.Module):
@@ -184,13 +184,12 @@ class DetectorModule(nn.Module):
         self, values: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
     ) -> Judged:
         """Judge statistics, each row's under the class at its column."""
-        is_judged = values.isfinite()
-        log_survivals = self.survival(torch.where(is_judged, values, 0.0), columns)
+        is_lost = ~values.isfinite()
+        log_survivals = self.survival(values.masked_fill(is_lost, 0.0), columns)
         score = self.fusion(log_survivals, columns)
         lowest = torch.finfo(score.dtype).min
-        is_whole = (is_judged | ~self.fusion.heeded).all(1)
         return Judged(
-            torch.where(is_whole, score, lowest),
+            score.masked_fill((is_lost & self.fusion.heeded).any(1), lowest),
             columns,
-            torch.where(is_judged, log_survivals, lowest),
+            log_survivals.masked_fill(is_lost, lowest),
         )
