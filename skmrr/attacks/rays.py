@@ -78,6 +78,11 @@ class RayS:
         """The largest change of a value is what counts."""
         return "linf"
 
+    @property
+    def needs_guides(self) -> bool:
+        """Never: without them it aims at corners alone."""
+        return False
+
     def with_effort(self, factor: float) -> "RayS":
         """Return the same with so many times the queries, one at least."""
         return replace(self, queries=max(1, round(factor * self.queries)))

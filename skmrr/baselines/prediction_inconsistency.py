@@ -1,6 +1,7 @@
 """PID: confidence of another network, trained on clean rows too, in the classifier's decision."""
 
 from dataclasses import KW_ONLY, dataclass
+from itertools import count
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass
 
 STEPS = 5  # of the attacks in adversarial training
+RAMP = 0.4  # of the training, over which the ball grows to its full size
 FIRST_STEPS = 2.5  # radii that they could go, all in one direction (Madry et al. 2018)
 
 
@@ -68,8 +70,10 @@ class PIDDetector(StatisticDetector):
     Taken from the paper is that a row is judged by the auxiliary network's confidence in the
     classifier's class, and that this network differs in its training (natural or adversarial) or
     in its architecture. How it is trained is ours: by Adam, with five steps of projected gradient
-    ascent from a random point where ``eps > 0``. By default it differs from the classifier in its
-    initial weights and its rows alone: give another `auxiliary` or `eps` for the paper's setting.
+    ascent from a random point where ``eps > 0``, in a ball that grows to its full size over the
+    first 0.4 of the training: from fresh weights a large one teaches nothing. By default the
+    auxiliary network differs from the classifier in its initial weights and its rows alone: give
+    another `auxiliary` or `eps` for the paper's setting.
 
     References
     ----------
@@ -137,12 +141,15 @@ class PIDDetector(StatisticDetector):
         return learnt.confine(statistic).to(device) if self.max_epochs else statistic
 
     def _train(self, network, rows, labels, train, bounds, *, is_alone) -> None:
+        n_growing = RAMP * self.max_epochs * -(-len(train) // self.training_batch_size)
+        steps = count(1)
+
         def loss_of(x, indices):
             y = labels[torch.as_tensor(indices)].to(x.device)
             if is_alone:
                 x, y = with_background(x, y, bounds)
             if self.eps:
-                x = worst_points(network, x, y, self.eps, bounds)
+                x = worst_points(network, x, y, self.eps * min(1, next(steps) / n_growing), bounds)
             return functional.cross_entropy(network(x), y)
 
         losses = train_network(

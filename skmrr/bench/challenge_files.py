@@ -67,7 +67,9 @@ def load(name: str = "digits", *, folder: str | PathLike | None = None) -> Defen
             victim = load_victim(challenge.victim, state)
     detector = persistence.load(paths[0], classifier=victim)
     defended = detector.defended_classifier(security_parameter=challenge.security_parameter)
-    return defended.requires_grad_(False).eval()
+    if challenge.publishes_victim:  # else its weights are somebody's, and stay as they are
+        defended.requires_grad_(False)
+    return defended.eval()
 
 
 def within_reach(
