@@ -269,7 +269,7 @@ def judge_chunk(detector, X, labels, number) -> np.ndarray:
     return np.column_stack(detector._judge(X, labels))
 
 
-def judge_lazily(detector, X: "da.Array", labels) -> tuple["da.Array", ...]:
+def judge_lazily(detector, X: "da.Array", labels) -> tuple[Any, ...]:
     """Score, class column and members' log-survivals of each row, as lazy arrays of one pass."""
     width = 2 + len(detector.evidence_.members)
     judged = by_chunk(judge_chunk, detector, X, labels, width)
@@ -279,11 +279,13 @@ def judge_lazily(detector, X: "da.Array", labels) -> tuple["da.Array", ...]:
 def picked(values: np.ndarray, positions):
     """Values at positions, which may be a dask array."""
     if is_dask_array(positions):
-        return positions.map_blocks(values.__getitem__, dtype=values.dtype, meta=values[:0])
+        import dask.array as da
+
+        return da.map_blocks(values.__getitem__, positions, dtype=values.dtype, meta=values[:0])
     return values[positions]
 
 
-def as_frame(values: "da.Array", columns: Sequence[str]):
+def as_frame(values, columns: Sequence[str]):
     """Dask dataframe of a lazy array of shape (n_samples, n_columns)."""
     import dask.dataframe as dd
 
