@@ -355,8 +355,8 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
         ways = [bind(change, self.clip_values, seed) for seed, change in enumerate(channels)]
         return DefendedClassifier(self.module_, sp, channels=ways, **params).eval()
 
-    def _judge(self, X, labels) -> tuple[np.ndarray, ...]:
-        """Score, class column and members' log-survivals of each row."""
+    def _judge(self, X, labels) -> tuple[Any, ...]:
+        """Score, class column and members' log-survivals of each row: lazy for a dask array."""
         self._check_calibrated()
         if is_dask_array(X):
             return judge_lazily(self, X, labels)

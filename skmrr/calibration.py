@@ -44,7 +44,9 @@ class ConformalSurvival(nn.Module):
     tail_rate: Tensor
     group_of_class: Tensor
     n_rows: Tensor
+    inner_knots: Tensor
     pieces: Tensor
+    first_piece: Tensor
 
     def __init__(self, knots, log_survival, tail_rate, group_of_class, n_rows):
         super().__init__()
@@ -53,7 +55,8 @@ class ConformalSurvival(nn.Module):
         self.register_buffer("tail_rate", tail_rate)  # members groups
         self.register_buffer("group_of_class", group_of_class)  # classes
         self.register_buffer("n_rows", n_rows)  # groups
-        self.register_buffer("pieces", self._pieces(), persistent=False)  # follow from the others
+        for name, table in self._tables().items():
+            self.register_buffer(name, table, persistent=False)  # they follow from the others
 
     @classmethod
     def fit(
@@ -109,26 +112,38 @@ class ConformalSurvival(nn.Module):
         """Return log P(a clean row of this class is at least as odd) of each member, ≤ 0."""
         statistic = statistics.T.to(self.knots.dtype).contiguous()  # members batch
         n_members, n_groups, _ = self.knots.shape
-        group = self.group_of_class[columns]
         # Searched for in every group: cheaper than a copy of the knots for each row.
         everywhere = statistic.detach()[:, None].expand(-1, n_groups, -1).contiguous()
-        above = torch.searchsorted(self.knots, everywhere, right=True)  # members groups batch
-        above = above.gather(1, group.expand(n_members, 1, -1))[:, 0]
-        member = torch.arange(n_members, device=self.knots.device)[:, None]
-        pieces = self.pieces[member, group, (above - 1).clamp_min(0)]  # members batch 3
-        knot, value, slope = pieces.unbind(-1)
+        piece = torch.searchsorted(self.inner_knots, everywhere, right=True) + self.first_piece
+        if n_groups > 1:
+            group = self.group_of_class[columns]
+            piece = piece.gather(1, group.expand(n_members, 1, -1))
+        knot, value, slope = self.pieces[piece[:, 0]].unbind(-1)  # members batch, each
         return torch.addcmul(value, slope, torch.relu(statistic - knot)).T
 
-    def _pieces(self) -> Float[Tensor, "members groups m 3"]:
-        """Knot, value and slope of each straight piece, the last of which is the tail."""
+    def _tables(self) -> dict[str, Tensor]:
+        """Straight pieces of the curves, and how they are found.
+
+        ``pieces`` holds knot, value and slope of each, the last of which is the tail;
+        ``first_piece`` where those of a member and group begin; ``inner_knots`` where one piece
+        follows another.
+        """
+        n_members, n_groups, n_knots = self.knots.shape
         gaps = self.knots.diff()
         gaps = torch.where(gaps > 0, gaps, 1.0)  # equal knots carry equal values
         slopes = torch.cat([self.log_survival.diff() / gaps, -self.tail_rate[..., None]], -1)
-        return torch.stack([self.knots, self.log_survival, slopes], -1)
+        pieces = torch.stack([self.knots, self.log_survival, slopes], -1)
+        curves = torch.arange(n_members * n_groups, device=self.knots.device)
+        return {
+            "inner_knots": self.knots[..., 1:].contiguous(),  # members groups m-1
+            "pieces": pieces.flatten(0, 2),  # members·groups·m 3
+            "first_piece": n_knots * curves.reshape(n_members, n_groups, 1),
+        }
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
-        self.pieces = self._pieces()
+        for name, table in self._tables().items():
+            setattr(self, name, table)
 
 
 def least_rank(ranks, n_rows):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -281,7 +282,8 @@ def picked(values: np.ndarray, positions):
     if is_dask_array(positions):
         import dask.array as da
 
-        return da.map_blocks(values.__getitem__, positions, dtype=values.dtype, meta=values[:0])
+        take = partial(np.take, values, axis=0)
+        return da.map_blocks(take, positions, dtype=values.dtype, meta=values[:0])
     return values[positions]
 
 

@@ -74,20 +74,32 @@ NUMBERED = (
 )
 
 
+def value_hash(value: Any) -> str:
+    """SHA-256 of a value, of which networks, tensors and detectors may be part.
+
+    It is the same in every process, but for classes and functions of a notebook or script.
+    """
+    return hashlib.sha256(_Packed({"value": value}).packed()).hexdigest()
+
+
 class _Packed:
     """State that pickles to bytes, the same for equal values."""
 
     def __init__(self, state: dict[str, Any]):
         self.state = state
 
-    def __reduce__(self):
+    def packed(self) -> bytes:
+        """Bytes that the state pickles to."""
         buffer = io.BytesIO()
         token = _is_packing.set(True)
         try:
             _ValuePickler(buffer, protocol=4).dump(_canonical(self.state, in_order=True))
         finally:
             _is_packing.reset(token)
-        return _unpack, (buffer.getvalue(),)
+        return buffer.getvalue()
+
+    def __reduce__(self):
+        return _unpack, (self.packed(),)
 
 
 def _unpack(packed: bytes) -> _Packed:

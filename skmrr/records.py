@@ -47,7 +47,8 @@ OWN = (  # modules, all of whose estimators, torch modules and harmless changes 
     *("skmrr.baselines.confidence", "skmrr.baselines.efficient_defenses"),
     *("skmrr.baselines.feature_squeezing", "skmrr.baselines.kernel_density"),
     *("skmrr.baselines.lid", "skmrr.baselines.magnet", "skmrr.baselines.mahalanobis"),
-    "skmrr.baselines.nearest_neighbours",
+    *("skmrr.baselines.nearest_neighbours", "skmrr.baselines.consistent_prediction"),
+    "skmrr.baselines.prediction_inconsistency",
 )
 OF_SCIKIT_LEARN = {
     "sklearn.decomposition": (PCA, TruncatedSVD),

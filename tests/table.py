@@ -18,6 +18,7 @@ from skmrr import (
 )
 from skmrr.baselines import (
     APEGANDetector,
+    CPRDetector,
     EfficientDefensesDetector,
     EnergyDetector,
     FeatureSqueezingDetector,
@@ -27,6 +28,7 @@ from skmrr.baselines import (
     MahalanobisDetector,
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
+    PIDDetector,
 )
 
 SHARED = {"clip_values": (0, 1), "random_state": 0, "security_parameter": 0.05}
@@ -127,4 +129,12 @@ CASES = [
     Case("magnet", rival(MagNetDetector, max_epochs=1)),
     Case("ape-gan", rival(APEGANDetector, max_epochs=1)),
     Case("efficient defenses", rival(EfficientDefensesDetector, max_epochs=1)),
+    Case("pid", rival(PIDDetector, max_epochs=2)),
+    Case("pid, robust", rival(PIDDetector, eps=0.1, max_epochs=2)),
+    Case(
+        "cpr",
+        rival(CPRDetector, n_steps=4),
+        exports=False,  # a search by gradients is no graph of rows
+        compiles=False,
+    ),
 ]

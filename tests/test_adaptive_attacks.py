@@ -19,17 +19,21 @@ from skmrr import (
 )
 from skmrr.attacks import (
     AttackResult,
+    AutoPGD,
     FeatureMatchingPGD,
     Guides,
     LagrangianPGD,
     OrthogonalPGD,
     OverChannels,
+    RayS,
     SelectivePGD,
     Transfer,
     adaptive_suite,
     carlini_l2,
     worst_case,
 )
+from skmrr.attacks.auto_pgd import LOSSES, _looks
+from skmrr.attacks.judging import judge
 from skmrr.attacks.projected import textured_pixels
 from skmrr.harmless import Rounding, Shift
 from skmrr.nn import DefendedClassifier
@@ -41,6 +45,10 @@ ATTACKS = {
     "selective": SelectivePGD(steps=20),
     "selective, clean": SelectivePGD(steps=20, start="clean"),
     "orthogonal": OrthogonalPGD(steps=20),
+    "APGD": AutoPGD(steps=20),
+    "APGD, L2, guide": AutoPGD(steps=20, norm="l2", start="guide"),
+    "APGD, textured": AutoPGD(steps=20, textured=True, losses=("margins",)),
+    "decisions": RayS(queries=500),
     "features": FeatureMatchingPGD(steps=20, start="guide"),
     "selective, textured": SelectivePGD(steps=20, textured=True),
     "selective, L2": SelectivePGD(steps=20, norm="l2"),
@@ -183,8 +191,6 @@ def test_every_target_is_tried(net):
 
 
 def test_orthogonal_step_leaves_the_other_term_alone(network, rows):
-    from skmrr.attacks.judging import judge
-
     x, labels = rows
     x = x.clone().requires_grad_(True)
     judgement = judge(network, x, (labels + 1) % 10)
@@ -196,6 +202,127 @@ def test_orthogonal_step_leaves_the_other_term_alone(network, rows):
     other = torch.where(fooled, fool, silence).flatten(1)
     cosine = nn.functional.cosine_similarity(step.flatten(1), other)
     assert cosine.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_work_on_victim_and_risk_together(loss, network, rows):
+    """More alarm or less lead is no gain, and the gain tells where nothing is missing."""
+    x, labels = rows
+    x, targets = x.clone().requires_grad_(True), (labels + 1) % 10
+    judgement = judge(network, x, targets)
+    assert ((judgement.joint_logits.argmax(1) == targets) == judgement.success).all()
+    attack = AutoPGD(losses=(loss,))
+    gain = attack.gain(judgement, 0)
+    louder = judgement._replace(alarm=judgement.alarm + 5)
+    behind = judgement._replace(
+        lead=judgement.lead - 5,
+        logits=judgement.logits.scatter_add(1, targets[:, None], judgement.lead[:, None] * 0 - 5),
+    )
+    if loss == "ratio":
+        assert ((gain > 0) == judgement.success).all()
+    for worse in (louder, behind) if loss != "ratio" else ():
+        assert (attack.gain(worse, 0) <= gain + 1e-6).all()
+        assert (attack.gain(worse, 0) < gain).any()
+    gradient = attack.gradient(network, x, judge(network, x, targets), None, 0)
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_two_of_the_losses_have_no_scale(network, rows):
+    x, labels = rows
+    judgement = judge(network, x, (labels + 1) % 10)
+    scaled = judgement._replace(
+        lead=7 * judgement.lead, logits=7 * judgement.logits, alarm=-torch.ones_like(labels)
+    )
+    quiet = judgement._replace(alarm=-torch.ones_like(labels))
+    margins = AutoPGD(losses=("margins",))
+    torch.testing.assert_close(margins.gain(scaled, 0), margins.gain(quiet, 0))
+
+
+def test_steps_halve_where_they_do_not_help():
+    """Along a narrow valley steps of a fixed size overshoot for ever."""
+    looks = _looks(100)
+    assert list(looks)[:4] == [22, 41, 57, 70]  # of algorithm 1's example
+    assert all(looks[step] < step for step in looks)
+    valley = nn.Sequential(Valley())
+    x, labels = torch.full((1, 2), 0.5), torch.tensor([0])
+    auto = AutoPGD(steps=60, losses=("cross-entropy",), start="clean")
+    assert auto(valley, x, labels, eps=0.45).success.all()
+    fixed = SelectivePGD(steps=60, step_size=1.0, momentum=0.0, start="clean")
+    assert not dataclasses.replace(fixed, steps=2)(valley, x, labels, eps=0.45).success.any()
+
+
+class Valley(nn.Module):
+    """Class 1 is near one point alone."""
+
+    def forward(self, x):
+        away = (x - torch.tensor([0.81, 0.23])).abs().sum(1)
+        return torch.stack([torch.zeros_like(away), 0.02 - away], dim=1)
+
+
+class Unseen(nn.Module):
+    """A network that nobody can look into, which counts the rows it is asked about."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.asked = network, []
+
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        self.asked.append(len(x))
+        return nn.functional.one_hot(self.network(x).argmax(1), 10).to(x)
+
+
+def test_decisions_are_all_that_rays_asks_for(net, rows):
+    x, labels = rows
+    unseen = Unseen(net)
+    result = RayS(queries=200)(unseen, x, labels, eps=0.3)
+    assert torch.equal(result.success, RayS(queries=200)(net, x, labels, eps=0.3).success)
+    assert result.success.any()
+    assert result.queries.max() <= 200
+    assert (result.queries[~result.success] == 200).all()
+
+
+def test_rays_asks_as_often_as_it_says(net, rows, monkeypatch):
+    x, labels = rows
+    asked = []
+    forward = net.forward
+    monkeypatch.setattr(
+        "skmrr.attacks.rays.decisions",
+        lambda network, x: (asked.append(len(x)), forward(x).argmax(1))[1],
+    )
+    result = RayS(queries=80)(net, x, labels, eps=0.2)
+    assert sum(asked) == result.queries.sum()
+
+
+def test_more_queries_and_guides_find_more(network, rows, guides):
+    x, labels = rows
+    few, many = (RayS(queries=q)(network, x, labels, eps=0.25, guides=guides) for q in (30, 600))
+    without = RayS(queries=600)(network, x, labels, eps=0.25)
+    assert (many.success | ~few.success).all()
+    assert many.success.sum() > few.success.sum()
+    assert many.success.sum() >= without.success.sum()
+
+
+def test_rays_keeps_to_the_classes_allowed(net, rows):
+    x, labels = rows
+    targets = torch.zeros(len(x), 10, dtype=torch.bool)
+    targets[:, 3] = True
+    result = RayS(queries=300)(net, x, labels, eps=0.5, targets=targets)
+    assert result.success.any()
+    assert (net(result.adversarial[result.success]).argmax(1) == 3).all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_half_the_effort_is_half_the_steps(name):
+    attack = ATTACKS[name]
+    half = attack.with_effort(0.5)
+    effort = "queries" if isinstance(attack, RayS) else "steps"
+    assert 2 * getattr(half, effort) == getattr(attack, effort)
+    assert dataclasses.replace(half, **{effort: getattr(attack, effort)}) == attack
+    if not isinstance(attack, RayS):
+        assert Transfer(nn.Identity(), attack).with_effort(0.5).attack == half
+        assert OverChannels(attack, [None]).with_effort(0.5).attack == half
 
 
 def test_textured_leaves_quiet_pixels_alone(network, rows):
@@ -365,6 +492,10 @@ def test_bad_input_is_refused(net, change, error, message):
 def test_bad_settings_are_refused(params):
     with pytest.raises(ValueError, match="must be"):
         SelectivePGD(**params)
+    with pytest.raises(ValueError, match="cross-entropy"):
+        AutoPGD(losses=("hinge",))
+    with pytest.raises(ValueError, match="at least 1"):
+        RayS(queries=0)
 
 
 def test_guides_are_asked_for(net, rows):
@@ -374,21 +505,31 @@ def test_guides_are_asked_for(net, rows):
 
 def test_suite_has_every_kind():
     suite = adaptive_suite(steps=7, textured=True)
-    assert {type(a).__name__ for a in suite.values()} == {
+    *projected, decisions = suite.values()
+    assert decisions == RayS(queries=70)
+    assert {type(a).__name__ for a in projected} == {
+        "AutoPGD",
         "LagrangianPGD",
         "SelectivePGD",
         "OrthogonalPGD",
         "FeatureMatchingPGD",
     }
-    assert {a.steps for a in suite.values()} == {7}
-    assert sum(a.textured for a in suite.values()) == len(suite) / 2
+    assert {a.steps for a in projected} == {7}
+    assert sum(a.textured for a in projected) == len(projected) / 2
+    assert "decisions alone" not in adaptive_suite(norm="l2")
+
+
+def test_suite_goes_over_a_copy_where_there_is_one(net):
+    copies = [a for a in adaptive_suite(surrogate=net).values() if isinstance(a, Transfer)]
+    assert len(copies) == 4
+    assert all(a.surrogate is net and a.attack.start == "guide" for a in copies)
 
 
 def test_suite_goes_over_channels_where_there_are_any():
     ways = [None, Rounding(8)]
     suite = adaptive_suite(steps=7, channels=ways)
     over = {name: a for name, a in suite.items() if isinstance(a, OverChannels)}
-    assert len(over) == 3
+    assert len(over) == 4
     assert all(name.endswith("over channels") for name in over)
     assert all(a.attack.start == "guide" and a.channels == ways for a in over.values())
     assert set(suite) - set(over) == set(adaptive_suite(steps=7))

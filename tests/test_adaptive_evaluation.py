@@ -1,7 +1,6 @@
 """Evaluation against attackers who know the detector, and whether its attacks deserve trust."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -19,13 +18,20 @@ from skmrr import (
 )
 from skmrr.attacks import (
     AttackResult,
+    AutoPGD,
     LagrangianPGD,
     OrthogonalPGD,
+    RayS,
     SelectivePGD,
     Transfer,
     adaptive_suite,
 )
-from skmrr.evaluation import certified_success_rate, evaluate_adaptive, evasion_cost
+from skmrr.evaluation import (
+    certified_success_rate,
+    evaluate_adaptive,
+    evasion_cost,
+    success_by_effort,
+)
 from skmrr.evaluation.adaptive import _cost
 from skmrr.harmless import Rounding
 
@@ -215,14 +221,98 @@ def test_twice_the_steps_change_little(explored, fresh):
         "orthogonal": OrthogonalPGD(steps=300),
         "selective": SelectivePGD(steps=300),
     }
-    twice = {k: dataclasses.replace(a, steps=2 * a.steps) for k, a in suite.items()}
-    rates = [
-        evaluate_adaptive(explored, *fresh, eps=[0.15], attacks=a, security_parameters=[0.05])
-        .success["success_rate"]
-        .iloc[0]
-        for a in (suite, twice)
+    twice = {k: a.with_effort(2.0) for k, a in suite.items()}
+    table = success_by_effort(
+        explored, *fresh, eps=[0.15], attacks=twice, security_parameters=[0.05]
+    ).set_index("attack")
+    assert abs(table["gain"]["worst case"]) <= 0.011
+
+
+def test_effort_shows_which_attack_has_too_little(explored, fresh):
+    """Each row says what an evaluation with that effort says; one step is no search."""
+    suite = {"one step": SelectivePGD(steps=2), "enough": AutoPGD(steps=60, n_targets=3)}
+    shared = {"eps": [0.2], "security_parameters": [0.05], "n_attacked": 50}
+    table = success_by_effort(explored, *fresh, attacks=suite, **shared).set_index("attack")
+    assert list(table.index) == [*suite, "worst case"]
+    np.testing.assert_allclose(table["gain"], table["full"] - table["half"])
+    assert table["gain"]["one step"] > 0.02
+    assert abs(table["gain"]["enough"]) <= 0.02
+    half = {"one step": SelectivePGD(steps=1)}
+    rate = evaluate_adaptive(explored, *fresh, attacks=half, **shared).success["success_rate"]
+    assert table["half"]["one step"] == rate.iloc[0]
+    with pytest.raises(TypeError, match="no half of own"):
+        success_by_effort(explored, *fresh, eps=[0.2], attacks={"own": print})
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Breakable:
+    """An attack that can be told to stop after some calls."""
+
+    norm = "linf"
+    calls, allowed = 0, 1000
+
+    def __call__(self, network, x, labels, **params):
+        Breakable.calls += 1
+        if Breakable.calls > Breakable.allowed:
+            raise Interrupted
+        return SelectivePGD(steps=5, n_targets=1)(network, x, labels, **params)
+
+
+def test_an_interrupted_evaluation_goes_on(explored, fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr("skmrr.evaluation.siege.ROWS_KEPT", 30)
+    shared = {"eps": [0.1, 0.3], "attacks": {"own": Breakable()}, "security_parameters": [0.05]}
+    monkeypatch.setattr(Breakable, "calls", 0)
+    whole = evaluate_adaptive(explored, *fresh, memory=str(tmp_path / "whole"), **shared)
+    n_calls = Breakable.calls
+    assert n_calls > 4
+    monkeypatch.setattr(Breakable, "calls", 0)
+    monkeypatch.setattr(Breakable, "allowed", 3)
+    with pytest.raises(Interrupted):
+        evaluate_adaptive(explored, *fresh, memory=str(tmp_path / "kept"), **shared)
+    monkeypatch.setattr(Breakable, "calls", 0)
+    monkeypatch.setattr(Breakable, "allowed", 1000)
+    resumed = evaluate_adaptive(explored, *fresh, memory=str(tmp_path / "kept"), **shared)
+    assert Breakable.calls == n_calls - 3
+    assert resumed.success.equals(whole.success)
+    again = evaluate_adaptive(explored, *fresh, memory=str(tmp_path / "kept"), **shared)
+    assert Breakable.calls == n_calls - 3
+    assert again.success.equals(whole.success)
+    for key, result in whole.worst.items():
+        torch.testing.assert_close(
+            result.adversarial, resumed.worst[key].adversarial, rtol=0, atol=0, equal_nan=True
+        )
+
+
+def test_what_is_kept_is_of_this_network_and_attack(explored, net, fresh, tmp_path):
+    """Another detector, attack or copy finds nothing that was kept."""
+    shared = {"eps": [0.3], "security_parameters": [0.05], "n_attacked": 30}
+    attack = SelectivePGD(steps=5, n_targets=1, start="clean")
+    copies = [net, copy.deepcopy(net)]
+    with torch.no_grad():
+        copies[1][-1].bias += torch.arange(10)
+    suites = [
+        {"a": attack},
+        {"a": attack.with_effort(4.0)},
+        *({"a": Transfer(network, attack)} for network in copies),
     ]
-    assert abs(rates[1] - rates[0]) <= 0.011
+    for suite in suites:
+        kept, fresh_rate = (
+            evaluate_adaptive(explored, *fresh, attacks=suite, memory=memory, **shared).success
+            for memory in (str(tmp_path), None)
+        )
+        assert kept.equals(fresh_rate)
+
+
+def test_decisions_alone_break_less_than_gradients(explored, fresh):
+    suite = {"decisions": RayS(queries=300), "APGD": AutoPGD(steps=40, n_targets=3)}
+    table = evaluate_adaptive(
+        explored, *fresh, eps=[0.2], attacks=suite, security_parameters=[0.05], per_attack=True,
+        n_attacked=50,
+    ).success.set_index("attack")["success_rate"]  # fmt: skip
+    assert 0 < table["decisions"] <= table["APGD"]
 
 
 def test_an_ensemble_is_attacked_as_a_whole(net, digits, fresh, light):

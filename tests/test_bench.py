@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import time
 from types import SimpleNamespace
@@ -19,8 +20,8 @@ from typer.testing import CliRunner
 from skmrr import LatentDefender, MRREnsemble
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
-from skmrr.bench import figures, report, sizes, transferability, victims
-from skmrr.bench.architectures import build_digits
+from skmrr.bench import figures, report, sizes, systems, transferability, victims
+from skmrr.bench.architectures import ResNet, build_digits
 from skmrr.bench.augmentation import Augmented
 from skmrr.bench.peers import pooled_success, with_intervals
 from skmrr.bench.problems import ATTACKS, PROBLEMS, Problem, in_levels, of_kinds, with_attacks
@@ -326,7 +327,8 @@ def test_an_unknown_detector_is_named(untrained):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_names_are_those_of_the_detectors(untrained, name):
+def test_the_names_are_those_of_the_detectors(untrained, name, monkeypatch):
+    monkeypatch.setattr(systems, "read_resnet", ResNet)
     detectors = unfitted(dataclasses.replace(untrained, name=name))
     assert {*detectors, WITH_NOISE} == set(detectors_on(name))
     assert detectors_on(name)[:2] == [ENSEMBLE, WITH_NOISE]
@@ -465,6 +467,12 @@ def test_peers_name_their_detectors(small_run):
     adaptive = pd.read_csv(home / "adaptive.csv")
     assert adaptive["success_rate"].between(0, 1).all()
     assert adaptive["n_rows"].tolist() == [2, 2]
+    impostors = pd.read_csv(home / "impostors.csv")
+    assert impostors["detector"].unique().tolist() == ["max-softmax", CERTIFIED]
+    at_sp = impostors[impostors["security_parameter"] == 0.05]
+    assert peers["floor, SP 5%"].tolist() == pytest.approx(at_sp["impostor_rate"].tolist())
+    assert impostors["impostor_rate"].between(0, 1).all()
+    assert "| floor, SP 50% |" in re.sub(" +", " ", (home / "report.md").read_text("utf-8"))
 
 
 def test_success_of_all_seeds_is_pooled():
@@ -616,6 +624,7 @@ def test_the_folder_is_not_written_down(monkeypatch, words):
         (["bench", "table2", "--dataset", "cifar10", "--detector", CERTIFIED], "CertifiedDefender"),
         (["bench", "figures", "--detector", "energy"], "nothing"),
         (["bench", "transfer", "--effort", "2"], "knows the detector"),
+        (["bench", "table2", "--restarts", "2"], "leave out --restarts"),
     ],
 )
 def test_what_cannot_be_run_is_told(monkeypatch, words, shown):

@@ -1,18 +1,26 @@
-"""The published challenge: the file, the rule, and what is made of submissions."""
+"""The published challenges: the files, the rules, and what is made of submissions."""
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from skmrr.bench import challenge
+from skmrr import MarginDetector
+from skmrr.bench import challenge, challenge_files
+from skmrr.bench.challenge_entries import find
+from skmrr.bench.data_files import find_all
+from skmrr.bench.submissions import BATCH, judge
 from skmrr.cli import app
 from skmrr.evaluation.bounds import within_reach
 
 FLAGGED = 10
+DIGITS = find("digits")
+(EPS,) = DIGITS.eps
+needs_mnist = pytest.mark.skipif(not find_all("mnist.npz"), reason="there is no mnist.npz")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +44,33 @@ def right(network, clean):
     return np.flatnonzero(network.victim(torch.as_tensor(clean[0])).argmax(1).numpy() == clean[1])
 
 
-def test_the_file_is_the_published_one_and_small():
-    data = challenge.WEIGHTS.read_bytes()
-    assert hashlib.sha256(data).hexdigest() == challenge.SHA256
-    assert len(data) < 400_000
+@pytest.mark.parametrize("name", challenge.CHALLENGES)
+def test_the_files_are_the_published_ones_and_small(name):
+    files = [path.read_bytes() for path in challenge_files.paths_of(name)]
+    assert tuple(hashlib.sha256(data).hexdigest() for data in files) == find(name).sha256
+    assert sum(map(len, files)) < 4 * 2**20
+
+
+@pytest.mark.parametrize("name", challenge.CHALLENGES)
+def test_each_challenge_is_read_without_its_images(name):
+    network = challenge.load(name)
+    assert not network.training
+    reach = challenge.within_reach(name)
+    attacked = challenge_files.read_victim_file(name)["attacked"].numpy()
+    assert reach.shape == attacked.shape
+    assert 0 < reach.sum() < 0.2 * attacked.sum()
+    assert (attacked | ~reach).all()
+    assert f"more than {reach.sum()} of them" in challenge.describe(name)
+
+
+def test_unknown_names_and_radii_list_those_there_are():
+    with pytest.raises(ValueError, match="there are: digits, mnist"):
+        challenge.load("svhn")
+    with pytest.raises(ValueError, match=r"it has \(0.1,\)"):
+        challenge.within_reach(eps=0.2)
+    result = run("info", "--name", "svhn")
+    assert result.exit_code == 2
+    assert "digits, mnist" in result.output
 
 
 def test_loading_gives_the_same_each_time_and_leaves_the_generator(network, clean):
@@ -68,7 +99,7 @@ def test_gradients_reach_the_input_and_nothing_else(network, clean):
 
 def test_the_model_is_worth_attacking(answers, right, clean):
     assert len(right) > 0.97 * len(clean[1])
-    assert (answers == FLAGGED).mean() < 2 * challenge.SECURITY_PARAMETER
+    assert (answers == FLAGGED).mean() < 2 * DIGITS.security_parameter
     assert 0 < challenge.within_reach().sum() < 0.2 * len(right)
 
 
@@ -80,30 +111,37 @@ def test_rows_are_split_once(clean):
 
 def test_the_bound_is_that_of_the_estimator(network, clean, right):
     x, labels = (torch.as_tensor(part[right]) for part in clean)
-    possible = within_reach(
-        network.detector, x, labels, challenge.EPS, challenge.SECURITY_PARAMETER
-    ).any(1)
+    possible = within_reach(network.detector, x, labels, EPS, DIGITS.security_parameter).any(1)
     stored = challenge.within_reach()
     assert stored.sum() == stored[right].sum()
     # rounding may move a row at the very edge
     assert abs(int(possible.sum()) - int(stored.sum())) <= 2
 
 
-def test_another_file_is_refused(tmp_path):
-    data = bytearray(challenge.WEIGHTS.read_bytes())
+def copy_files(folder):
+    for path in challenge_files.paths_of("digits"):
+        (folder / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_other_files_are_refused(tmp_path, monkeypatch, which):
+    copy_files(tmp_path)
+    assert challenge.load(folder=tmp_path) is not None
+    path = challenge_files.paths_of("digits", tmp_path)[which]
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    path = tmp_path / "challenge.safetensors"
     path.write_bytes(data)
+    monkeypatch.setattr(challenge_files, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="Install skmrr afresh"):
-        challenge.load(path)
-    assert challenge.load(path, sha256=None) is not None
+        challenge.load()
 
 
 def test_clean_rows_break_nothing(clean, right):
     score = challenge.score({"x": clean[0]})
-    assert score.broken == ()
-    assert score.success_rate == score.low == 0 < score.high < 0.01
-    assert score.n_attacked == len(right)
+    within = score.within[EPS]
+    assert within.broken == ()
+    assert within.success_rate == within.interval[0] == 0 < within.interval[1] < 0.01
+    assert within.n_attacked == len(right)
     assert score.n_claimed == len(clean[1])
     (reason,) = score.refused
     assert reason.startswith("the victim errs")
@@ -112,8 +150,9 @@ def test_clean_rows_break_nothing(clean, right):
 
 def test_nothing_claimed_is_no_error(clean):
     score = challenge.score({"x": np.full_like(clean[0], np.nan)})
-    assert (score.n_claimed, score.broken, score.refused) == (0, (), {})
-    assert math.isclose(score.bound, challenge.within_reach().sum() / score.n_attacked)
+    within = score.within[EPS]
+    assert (score.n_claimed, within.broken, score.refused) == (0, (), {})
+    assert math.isclose(within.bound, challenge.within_reach().sum() / within.n_attacked)
 
 
 def changed(image, change):
@@ -149,7 +188,7 @@ def test_rows_against_the_rule_are_refused(clean, right, change, reason):
 
 def test_the_edge_of_the_ball_is_allowed(clean, right):
     rows = right[:50]
-    x = (clean[0][rows] + np.float32(challenge.EPS)).clip(0, 1)
+    x = (clean[0][rows] + np.float32(EPS)).clip(0, 1)
     assert challenge.score({"rows": rows, "x": x}).refused == {}
 
 
@@ -171,22 +210,99 @@ def test_other_arrays_raise(submission, message):
         challenge.score(submission)
 
 
-def test_a_success_is_counted(clean, right, answers, monkeypatch):
+def test_successes_are_counted_within_each_radius(network, clean, right, answers):
     """In a ball that holds everything, an accepted image of another class is one."""
     x, labels = clean
-    monkeypatch.setattr(challenge, "EPS", 1.0)
     accepted = np.flatnonzero((answers == labels) & (answers != FLAGGED))
     flagged = np.flatnonzero(answers == FLAGGED)
     of_three = accepted[labels[accepted] == 3]
     others = right[labels[right] != 3][:4]
-    images = np.stack([x[of_three[0]], x[of_three[1]], x[of_three[2]], x[flagged[0]]])
-    score = challenge.score({"rows": others, "x": images})
-    assert score.broken == tuple(others[:3])
-    assert score.success_rate == pytest.approx(3 / len(right))
-    assert score.low < score.success_rate < score.high
+    submission = np.full_like(x, np.nan)
+    submission[others] = x[[*of_three[:3], flagged[0]]]
+    reach = torch.as_tensor(challenge.within_reach())
+    attacked = torch.zeros(len(x), dtype=torch.bool)
+    attacked[right] = True
+    parts = map(torch.as_tensor, (submission, *clean))
+    score = judge(network, *parts, attacked, {EPS: reach, 1.0: reach})
+    near, far = score.within.values()
+    assert (near.broken, score.refused) == ((), {})
+    assert far.broken == tuple(others[:3])
+    assert far.success_rate == pytest.approx(3 / len(right))
+    assert far.interval[0] < far.success_rate < far.interval[1]
     # the stored bound is of another ball
-    assert set(score.ruled_out) == set(others[:3][~challenge.within_reach()[others[:3]]])
-    assert ("please report" in str(score)) == bool(score.ruled_out)
+    assert set(far.ruled_out) == set(others[:3][~challenge.within_reach()[others[:3]]])
+    assert ("please report" in str(score)) == bool(far.ruled_out)
+
+
+def test_a_large_submission_is_judged_in_batches(network, clean):
+    n = 2 * BATCH + 3
+    x = torch.zeros(n, 1, 8, 8)
+    largest = []
+    hook = network.register_forward_hook(lambda module, args, out: largest.append(len(args[0])))
+    labels = torch.zeros(n, dtype=torch.long)
+    everything = torch.ones(n, dtype=torch.bool)
+    score = judge(network, x, x, labels, everything, {0.1: everything})
+    hook.remove()
+    assert score.n_claimed == sum(largest) == n
+    assert max(largest) == BATCH
+
+
+@pytest.fixture
+def made_up(net, digits, monkeypatch, tmp_path):
+    """Two radii, a victim that comes from elsewhere, and a detector without a bound."""
+    X, y = digits
+    rows = {"training": slice(0, 1000), "calibration": slice(1000, 1400), "test": slice(1400, 1500)}
+    entry = replace(
+        DIGITS,
+        eps=(0.05, 0.5),
+        rows=lambda part: (X[rows[part]], y[rows[part]]),
+        victim=lambda: net,
+        publishes_victim=False,
+        recipe=lambda X, y, verbose: MarginDetector(net, random_state=0).fit(X, y),
+    )
+    monkeypatch.setitem(challenge.CHALLENGES, "made up", entry)
+    sums = challenge.save(challenge.build("made up"), tmp_path, "made up")
+    monkeypatch.setitem(challenge.CHALLENGES, "made up", replace(entry, sha256=sums))
+    monkeypatch.setattr(challenge_files, "FOLDER", tmp_path)
+    return entry
+
+
+def test_a_challenge_of_two_radii_and_without_a_bound(made_up, net):
+    assert sorted(challenge_files.read_victim_file("made up")) == ["attacked", "within_reach"]
+    reach = challenge.within_reach("made up", eps=0.05)
+    x, y = challenge.test_rows("made up")
+    np.testing.assert_array_equal(reach, net(torch.as_tensor(x)).argmax(1).numpy() == y)
+    network = challenge.load("made up")
+    # half of the way to an image of another class that the detector believes
+    accepted = np.flatnonzero(network(torch.as_tensor(x)).argmax(1).numpy() == y)
+    rows = np.flatnonzero(reach)
+    guides = np.array([next(k for k in accepted if y[k] != y[row]) for row in rows])
+    moved = x[rows] + np.clip(x[guides] - x[rows], -0.5, 0.5)
+    score = challenge.score({"rows": rows, "x": moved}, "made up")
+    near, far = (score.within[eps] for eps in made_up.eps)
+    assert len(near.broken) == 0 < len(far.broken)
+    assert "no attack can break" not in str(score) + challenge.describe("made up")
+    assert "by 0.05 or 0.5 at most" in challenge.describe("made up")
+
+
+def test_a_victim_that_comes_from_elsewhere_keeps_its_state(made_up, net):
+    before = [weight.requires_grad for weight in net.parameters()]
+    challenge.load("made up")
+    assert [weight.requires_grad for weight in net.parameters()] == before
+
+
+@needs_mnist
+def test_mnist_breaks_nothing_by_its_clean_images():
+    x, labels = challenge.test_rows("mnist")
+    assert x.shape == (10_000, 1, 28, 28)
+    score = challenge.score({"rows": np.arange(1000), "x": x[:1000]}, "mnist")
+    assert score.within[0.3].broken == ()
+    assert score.n_claimed == 1000
+    answers = challenge.load("mnist")(torch.as_tensor(x[:1000])).argmax(1)
+    assert (answers == FLAGGED).double().mean() < 0.08
+    right = challenge_files.read_victim_file("mnist")["attacked"][:1000]
+    expected = challenge.load("mnist").victim(torch.as_tensor(x[:1000])).argmax(1)
+    assert torch.equal(right, expected == torch.as_tensor(labels[:1000]))
 
 
 def test_pickles_and_other_files_are_refused(tmp_path):
@@ -197,17 +313,9 @@ def test_pickles_and_other_files_are_refused(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="numpy.savez"):
         challenge.score(path)
-    np.savez_compressed(path, x=np.zeros(2_000_000))
+    np.savez_compressed(path, x=np.zeros(200_000))
     with pytest.raises(ValueError, match="at most"):
         challenge.score(path)
-
-
-def test_the_template_claims_nothing_and_overwrites_nothing(tmp_path):
-    path = tmp_path / "submission.npz"
-    challenge.write_template(path)
-    assert challenge.score(path).n_claimed == 0
-    with pytest.raises(FileExistsError):
-        challenge.write_template(path)
 
 
 def run(*arguments):
@@ -218,7 +326,7 @@ def run(*arguments):
 def test_info_says_the_rule():
     result = run("info")
     assert result.exit_code == 0
-    assert challenge.SHA256 in result.output
+    assert all(sha256 in result.output for sha256 in DIGITS.sha256)
     assert "by 0.1 at most" in result.output
 
 
@@ -232,6 +340,7 @@ def test_exported_files_can_be_scored(tmp_path, clean):
     result = run("score", folder / "submission.npz")
     assert result.exit_code == 0
     assert "success rate 0.0%" in result.output
+    assert "0 rows submitted" in result.output
     assert run("export", folder).exit_code == 2  # a submission in it stays
 
 
@@ -242,20 +351,19 @@ def test_a_file_that_is_none_is_a_message(tmp_path):
 
 
 def test_build_writes_what_the_recipe_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(challenge, "build", lambda: "trained")
-    monkeypatch.setattr(challenge, "save", lambda detector, path: f"of {detector}")
-    result = run("build", tmp_path / "new" / "own.safetensors")
-    assert (tmp_path / "new").is_dir()  # before a minute of training is lost
+    monkeypatch.setattr(challenge, "build", lambda name, verbose: f"trained {name}")
+    monkeypatch.setattr(challenge, "save", lambda detector, folder, name: (detector, name))
+    result = run("build", tmp_path / "new", "--name", "mnist")
+    assert (tmp_path / "new").is_dir()  # before half an hour of training is lost
     assert result.exit_code == 0
-    assert "of trained" in result.output
+    assert "trained mnist" in result.output
 
 
 @pytest.mark.slow
 def test_the_recipe_gives_nearly_the_same(tmp_path, clean, answers):
-    path = tmp_path / "own.safetensors"
-    sha256 = challenge.save(challenge.build(), path)
-    again = challenge.load(path, sha256=sha256)
+    challenge.save(challenge.build(), tmp_path)
+    again = challenge.load(folder=tmp_path)
     x = torch.as_tensor(clean[0])
     assert (again(x).argmax(1).numpy() == answers).mean() > 0.97
-    n_again = challenge.within_reach(path, sha256=sha256).sum()
+    n_again = challenge.within_reach(folder=tmp_path).sum()
     assert abs(int(n_again) - int(challenge.within_reach().sum())) < 20

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 LEARNERS = {
     *("latent contrast", "latent likelihood", "certified", "dictionary", "dictionary, relabel"),
     *("ensemble of all", "default ensemble", "mahalanobis", "kernel density"),
+    *("pid", "pid, robust"),
 }
 
 

@@ -22,6 +22,7 @@ from skmrr.baselines import (
     MahalanobisDetector,
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
+    PIDDetector,
 )
 
 # The checks fit on ten rows and up: a coarse false-alarm rate that so few can promise, and
@@ -63,6 +64,8 @@ ESTIMATORS = [
     APEGANDetector(**small),
     EfficientDefensesDetector(**small),
     MagNetDetector(**small),
+    PIDDetector(**small),
+    PIDDetector(**small, eps=0.1),
 ]
 
 

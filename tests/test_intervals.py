@@ -219,7 +219,10 @@ def test_trained_maps_are_read_without_training(certified, digits, net, fresh):
         certified_radius=0.05, clip_values=(0, 1), random_state=0,
     ).fit(X[:1400], y[:1400])  # fmt: skip
     x, columns = torch.as_tensor(fresh[0]), torch.as_tensor(fresh[1])
-    leads = [d.statistic_.least_leads(x, columns, 0.1) for d in (certified, other, both)]
+    leads = [
+        latent_map.highest_leads(latent_map.bounds(*ball(x, 0.1, (0, 1))), columns)
+        for latent_map in (*maps, both.statistic_.latent_map)
+    ]
     torch.testing.assert_close(leads[2], (leads[0] + leads[1]) / 2, rtol=1e-4, atol=1e-4)
     bound = certified_success_rate(both, *fresh, eps=[0.1], security_parameters=[0.05])
     assert 0 < bound["success_rate"].iloc[0] < 0.5

@@ -117,6 +117,15 @@ def test_module_agrees_with_estimator(fitted, rows, digits):
     )
 
 
+def test_all_classes_at_once_are_each_by_itself(fitted, rows):
+    _, detector, _ = fitted
+    with torch.no_grad():
+        together = detector.module_.under_each(torch.as_tensor(rows)).numpy()
+    for c in range(10):
+        alone = detector.score_samples(rows, labels=np.full(len(rows), c))
+        np.testing.assert_allclose(together[:, c], alone, atol=1e-9)
+
+
 def test_gradients_reach_the_rows(fitted, rows):
     case, detector, _ = fitted
     x = torch.as_tensor(rows[:20]).requires_grad_(True)

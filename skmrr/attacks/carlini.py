@@ -7,7 +7,6 @@ from skmrr.attacks.guides import Guides
 from skmrr.attacks.judging import Judgement, check_attack_input, judge, victim_logits
 from skmrr.attacks.projected import per_row
 from skmrr.attacks.result import AttackResult, is_defended, verified
-from skmrr.nn.statistic import against_best_other
 from skmrr.nn.tapped import shared_copy
 
 HALVINGS = 10  # of the way from a row to its guide, to begin near the boundary
@@ -117,23 +116,37 @@ class _Search:
         """Descend from `start` under weights c that are searched for, row by row."""
         const = self.x.new_full((len(self.x),), initial_const)
         lower, upper = torch.zeros_like(const), torch.full_like(const, torch.inf)
+        span = self.high - self.low
         for _ in range(search_steps):
-            w = self._squash(start).requires_grad_(True)
-            optimizer = torch.optim.Adam([w], lr=learning_rate, fused=True)
+            w = self._squash(start)
+            adam = _Adam(w, learning_rate)
             succeeded = torch.zeros_like(const, dtype=torch.bool)
             for _ in range(max_iter):
-                candidate = (torch.tanh(w) + 1) / 2 * (self.high - self.low) + self.low
-                gap, success = self._gap(candidate)
-                squared = (candidate - self.x).flatten(1).square().sum(1)
-                with torch.no_grad():
-                    succeeded |= success
-                    self._keep(candidate, squared.sqrt(), success)
-                (gradient,) = torch.autograd.grad((squared + const * gap).sum(), w)
-                w.grad = gradient
-                optimizer.step()
+                squashed = w.tanh()
+                candidate = squashed * (span / 2) + (self.low + span / 2)
+                uphill, success = self._uphill(candidate.requires_grad_(True), const)
+                candidate = candidate.detach()
+                change = candidate - self.x
+                succeeded |= success
+                self._keep(candidate, change.flatten(1).norm(dim=1), success)
+                # (‖candidate − x‖² + c · gap)' through candidate' = (1 − tanh² w) · span / 2
+                slope = squashed.square_().neg_().add_(1)
+                adam.step(change.mul_(2).add_(uphill).mul_(slope).mul_(span / 2))
             upper = torch.where(succeeded, torch.minimum(upper, const), upper)
             lower = torch.where(succeeded, lower, torch.maximum(lower, const))
             const = torch.where(upper.isinf(), const * 10, (lower + upper) / 2)
+
+    def _uphill(self, candidate: Tensor, const: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of c times what a candidate fails by, and whether it succeeds."""
+        judgement = self._judge(candidate)
+        success = self._succeeds(judgement)
+        # f₆ is zero once fooled with margin κ, and the detector's term once nothing is flagged.
+        terms, slopes = [judgement.lead], [-const * (judgement.lead < self.confidence)]
+        if judgement.alarm.requires_grad:
+            terms.append(judgement.alarm)
+            slopes.append(const * self.detector_weight * (judgement.alarm > 0))
+        slopes = [slope.to(term) for slope, term in zip(slopes, terms, strict=True)]
+        return torch.autograd.grad(terms, candidate, slopes)[0], success
 
     @torch.no_grad()
     def boundary(self, guide: Tensor) -> Tensor:
@@ -143,21 +156,15 @@ class _Search:
         for _ in range(HALVINGS):
             middle = (near + far) / 2
             point = torch.lerp(self.x, guide, per_row(middle, guide))
-            success = self._gap(point)[1]
+            success = self._succeeds(self._judge(point))
             near, far = torch.where(success, near, middle), torch.where(success, middle, far)
         point = torch.lerp(self.x, guide, per_row(far, guide))
         distance = (point - self.x).flatten(1).norm(dim=1)
-        self._keep(point, distance, self._gap(point)[1])
+        self._keep(point, distance, self._succeeds(self._judge(point)))
         return point
 
-    def _gap(self, candidate: Tensor) -> tuple[Tensor, Tensor]:
-        """By how much a candidate fails, and whether it succeeds."""
-        lead, alarm = self._judge(candidate)
-        gap = (self.confidence - lead).clamp_min(0)  # f₆: zero once fooled with margin κ
-        success = (gap <= 0) & (lead > 0) & (alarm <= 0)
-        if is_defended(self.network):
-            gap = gap + self.detector_weight * alarm.clamp_min(0)
-        return gap, success
+    def _succeeds(self, judgement: Judgement) -> Tensor:
+        return judgement.success & (judgement.lead >= self.confidence)
 
     def _judge(self, candidate: Tensor) -> Judgement:
         if self.targeted:
@@ -168,20 +175,34 @@ class _Search:
                 logits = victim_logits(self.network, candidate)
                 wrong = logits.scatter(1, self.labels[:, None], -torch.inf).argmax(1)
             return judge(self.network, candidate, wrong)
-        logits = self.network(candidate)
-        lead = against_best_other(logits).gather(1, self.labels[:, None])[:, 0]
-        return Judgement(lead, torch.full_like(lead, -1.0))
+        own = judge(self.network, candidate, self.labels)
+        return own._replace(lead=-own.lead)
 
     def _keep(self, candidate: Tensor, distortion: Tensor, success: Tensor) -> None:
         better = success & (distortion < self.best_distortion)
-        if not better.any():
-            return
-        self.best_distortion[better] = distortion[better].to(self.best_distortion)
-        self.best[better] = candidate.detach()[better]
+        self.best_distortion = torch.where(better, distortion, self.best_distortion)
+        self.best = torch.where(per_row(better, candidate), candidate, self.best)
 
     def _squash(self, x: Tensor) -> Tensor:
         share = 2 * (x - self.low) / (self.high - self.low) - 1
         return torch.atanh(share.clamp(-1 + 1e-6, 1 - 1e-6))
+
+
+class _Adam:
+    """Steps of Adam on one tensor, in place: `torch.optim` takes as long as a small network."""
+
+    def __init__(self, w: Tensor, learning_rate: float):
+        self.w, self.learning_rate = w, learning_rate
+        self.mean, self.square = torch.zeros_like(w), torch.zeros_like(w)
+        self.n_steps = 0
+
+    def step(self, gradient: Tensor) -> None:
+        """Go downhill, by torch's default decay rates 0.9 and 0.999."""
+        self.n_steps += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        size = (self.square / (1 - 0.999**self.n_steps)).sqrt_().add_(1e-8)
+        self.w.addcdiv_(self.mean, size, value=-self.learning_rate / (1 - 0.9**self.n_steps))
 
 
 def _guide(bank: Guides, search: _Search, rank: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Attacks on rows that change on their way."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -43,6 +43,10 @@ class OverChannels:
 
     attack: ProjectedGradient
     channels: Sequence[Callable | None]
+
+    def with_effort(self, factor: float) -> "OverChannels":
+        """Return the same with so many times the attack's steps."""
+        return replace(self, attack=self.attack.with_effort(factor))
 
     @property
     def norm(self) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skmrr.attacks.result import is_defended
 from skmrr.nn.rows import check_values
-from skmrr.nn.statistic import against_best_other
+from skmrr.nn.statistic import against_others
 
 
 class Judgement(NamedTuple):
@@ -18,11 +18,25 @@ class Judgement(NamedTuple):
     """Logit of that class minus the largest other one: positive where the victim is fooled."""
     alarm: Float[Tensor, " batch"]
     """log SP − score at that class: positive where the detector flags it."""
+    logits: Float[Tensor, "batch classes"]
+    """The victim's."""
+    targets: Int[Tensor, " batch"]
+    """The classes."""
 
     @property
     def success(self) -> Tensor:
         """Where the victim is fooled and nothing is flagged."""
         return (self.lead > 0) & (self.alarm <= 0)
+
+    @property
+    def joint_logits(self) -> Float[Tensor, "batch classes_and_flagged"]:
+        """The victim's logits and, last, "flagged", as `skmrr.nn.DefendedClassifier` has it.
+
+        But the detector is asked at the class that a row is to be taken for, wherever the row is,
+        so that what it holds against that class can be lowered before the victim is fooled.
+        """
+        flagged = self.logits.amax(1) + self.alarm.asinh().to(self.logits)
+        return torch.cat([self.logits, flagged[:, None]], dim=1)
 
 
 def judge(network: nn.Module, x: Tensor, targets: Int[Tensor, " batch"]) -> Judgement:
@@ -42,7 +56,7 @@ def judge(network: nn.Module, x: Tensor, targets: Int[Tensor, " batch"]) -> Judg
     else:
         logits = network(x)
         alarm = torch.full_like(logits[:, 0], -1.0)
-    return Judgement(-against_best_other(logits).gather(1, targets[:, None])[:, 0], alarm)
+    return Judgement(-against_others(logits, targets), alarm, logits, targets)
 
 
 def victim_logits(network: nn.Module, x: Tensor, batch_size: int = 512) -> Float[Tensor, "b c"]:

@@ -6,7 +6,7 @@ other, from several starts, until it is taken for that class without being flagg
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,6 +118,14 @@ class ProjectedGradient(ABC):
         """Whether clean rows of the target classes are needed."""
         return self.start == "guide"
 
+    def with_effort(self, factor: float) -> "ProjectedGradient":
+        """Return the same with so many times the steps, one at least."""
+        return replace(self, steps=max(1, round(factor * self.steps)))
+
+    def search(self, network: nn.Module, x: Tensor, eps: float, clip_values, guides) -> "Search":
+        """Search in the balls around rows."""
+        return Search(self, network, x, eps, clip_values, guides)
+
     def prepare(self, network: nn.Module, guide: Tensor) -> Tensor | None:
         """Compute what is needed of the guides at each step."""
         return None
@@ -170,7 +178,7 @@ class ProjectedGradient(ABC):
             raise ValueError(f"{type(self).__name__} starts from guides=…: give clean rows.")
         network = shared_copy(network)
         bank = Guides(network, guides) if self.needs_guides and guides is not None else None
-        search = _Search(self, network, x, eps, clip_values, bank)
+        search = self.search(network, x, eps, clip_values, bank)
         found = x.clone()  # a row that is misclassified and unflagged needs no search
         success = verified(network, x, found, labels, norm=NORMS[self.norm]).success
         found[~success] = torch.nan
@@ -191,7 +199,7 @@ class ProjectedGradient(ABC):
         return verified(network, x, found, labels, norm=NORMS[self.norm])
 
 
-class _Search:
+class Search:
     """Searches of one attack in the balls around fixed rows."""
 
     def __init__(self, attack: ProjectedGradient, network, x, eps, clip_values, guides):
@@ -208,14 +216,15 @@ class _Search:
         found = []
         for part in torch.arange(len(rows), device=rows.device).split(self.attack.batch_size):
             own_guide = None if guide is None else guide[part]
-            found.append(self._descend(rows[part], targets[part], own_guide, variant))
+            found.append(self.descend(rows[part], targets[part], own_guide, variant))
         return torch.cat(found)
 
-    def _descend(self, rows, targets, guide, variant) -> Tensor:
+    def descend(self, rows: Tensor, targets: Tensor, guide: Tensor | None, variant: int) -> Tensor:
+        """Points at which rows are taken for their targets and not flagged, NaN where none is."""
         attack, x = self.attack, self.x[rows]
         found = torch.full_like(x, torch.nan)
         active = torch.arange(len(x), device=x.device)
-        points = self._start(rows, guide)
+        points = self.start(rows, guide)
         prepared = None if guide is None else attack.prepare(self.network, guide)
         velocity = torch.zeros_like(points)
         for step in range(attack.steps + 1):
@@ -231,8 +240,8 @@ class _Search:
                 size = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
                 velocity = attack.momentum * velocity + gradient / per_row(size, gradient)
                 reach = attack.step_size * 0.5 * (1 + math.cos(math.pi * step / attack.steps))
-                points = points + reach * self.eps * self._direction(velocity)
-                points = self._project(points, rows[active])
+                points = points + reach * self.eps * self.direction(velocity)
+                points = self.project(points, rows[active])
             if success.any():
                 keep = ~success
                 active, targets = active[keep], targets[keep]
@@ -240,23 +249,26 @@ class _Search:
                 prepared = None if prepared is None else prepared[keep]
         return found
 
-    def _start(self, rows, guide) -> Tensor:
+    def start(self, rows: Tensor, guide: Tensor | None) -> Tensor:
+        """Where the searches of rows begin."""
         x = self.x[rows]
         if self.attack.start == "clean":
             return x.clone()
         if self.attack.start == "guide":
-            return self._project(guide, rows)
+            assert guide is not None
+            return self.project(guide, rows)
         noise = torch.rand(x.shape, generator=self.generator, dtype=x.dtype).to(x.device) * 2 - 1
         if self.attack.norm == "l2":
             noise = functional.normalize(noise.flatten(1)).view_as(x)
-        return self._project(x + self.eps * noise, rows)
+        return self.project(x + self.eps * noise, rows)
 
-    def _direction(self, velocity: Tensor) -> Tensor:
+    def direction(self, velocity: Tensor) -> Tensor:
+        """Steepest step of length one in the norm of the ball."""
         if self.attack.norm == "linf":
             return velocity.sign()
         return functional.normalize(velocity.flatten(1)).view_as(velocity)
 
-    def _project(self, points: Tensor, rows: Tensor) -> Tensor:
+    def project(self, points: Tensor, rows: Tensor) -> Tensor:
         """Nearest points within ball, range of values and, if need be, textured pixels."""
         x = self.x[rows]
         change = points - x

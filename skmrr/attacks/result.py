@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skmrr.nn.defended import DefendedClassifier
@@ -21,6 +21,8 @@ class AttackResult:
     """Where it succeeded; verified by one more pass of the network."""
     distortion: Float[Tensor, " batch"]
     """Norm of the change, that which the attack bounds or minimises; infinite where it failed."""
+    queries: Int[Tensor, " batch"] | None = None
+    """Rows that the network was asked about for each, where the attack counts them."""
 
 
 def worst_case(results: Iterable[AttackResult]) -> AttackResult:
@@ -92,12 +94,8 @@ def verified(
     """
     found = ~candidates.flatten(1).isnan().any(1)
     answers = torch.full_like(labels, -1)
-    with torch.no_grad():
-        for rows in torch.nonzero(found)[:, 0].split(batch_size):
-            logits = network(candidates[rows])
-            answer = logits.argmax(1)
-            n_classes = logits.shape[1] - is_defended(network)
-            answers[rows] = torch.where(answer < n_classes, answer, -1)
+    for rows in torch.nonzero(found)[:, 0].split(batch_size):
+        answers[rows] = decisions(network, candidates[rows])
     success = found & (answers != -1) & ((answers == labels) == targeted)
     distortion = torch.linalg.vector_norm((candidates - x).flatten(1), norm, dim=1)
     return AttackResult(
@@ -105,6 +103,15 @@ def verified(
         success,
         torch.where(success, distortion, torch.inf),
     )
+
+
+@torch.no_grad()
+def decisions(network: nn.Module, x: Tensor) -> Int[Tensor, " batch"]:
+    """Class of each row, −1 where it is flagged: what `BaseDetector.classify` says."""
+    logits = network(x)
+    answers = logits.argmax(1)
+    n_classes = logits.shape[1] - is_defended(network)
+    return torch.where(answers < n_classes, answers, -1)
 
 
 def is_defended(network: nn.Module) -> TypeGuard[DefendedClassifier]:

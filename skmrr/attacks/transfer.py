@@ -1,6 +1,6 @@
 """Attacks on a copy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -16,13 +16,27 @@ class Transfer:
     Parameters
     ----------
     surrogate : nn.Module
-        A `skmrr.nn.DefendedClassifier` or a classifier, such as one from another seed.
+        What the attacker owns: a classifier, or a `skmrr.nn.DefendedClassifier`, such as one whose
+        detector was fitted by the same recipe from another ``random_state``. Give it a larger
+        security parameter than the network's: what the copy just lets pass, that seldom does.
     attack : ProjectedGradient
         What to attack it with.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skmrr.attacks import SelectivePGD, Transfer
+    >>> attack = Transfer(torch.nn.Identity(), SelectivePGD(steps=10))
+    >>> attack(torch.nn.Softmax(1), torch.eye(3), torch.arange(3), eps=0.6).success.all()
+    tensor(True)
     """
 
     surrogate: nn.Module
     attack: ProjectedGradient
+
+    def with_effort(self, factor: float) -> "Transfer":
+        """Return the same with so many times the attack's steps."""
+        return replace(self, attack=self.attack.with_effort(factor))
 
     @property
     def norm(self) -> str:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from skmrr.base import BaseDetector
+from skmrr.baselines import _default_networks
 from skmrr.nn.placement import as_input
 from skmrr.nn.rows import Rows
 from skmrr.nn.samples import Samples
-from skmrr.nn.tapped import shared_copy
+from skmrr.nn.tapped import shared_copy, trainable_copy
 
 
 def train_epochs(
@@ -123,6 +124,53 @@ def value_range(rows: Rows, train: np.ndarray, clip_values, batch_size: int):
     low = min(float(lowest) for lowest, _ in extremes)
     high = max(float(highest) for _, highest in extremes)
     return low, high if high > low else low + 1.0
+
+
+def second_classifier(
+    template: nn.Module | None,
+    name: str,
+    rows: Rows,
+    train: np.ndarray,
+    bounds: tuple[float, float],
+    classes: np.ndarray,
+    device: torch.device,
+    *,
+    from_scratch: bool,
+) -> nn.Module:
+    """Classifier to be trained beside the victim, on `device`.
+
+    Parameters
+    ----------
+    template : nn.Module or None
+        It is copied; without it the network has one hidden layer, and two logits at least.
+    name : str
+        The template's among the parameters.
+    rows, train
+        All rows, and those to train on.
+    bounds : tuple of float
+        Range of the rows.
+    classes : ndarray of shape (n_classes,)
+        Classes that it has to have logits for.
+    device : torch.device
+        Where it is to be.
+    from_scratch : bool
+        Whether a copy forgets its weights, layer by layer by ``reset_parameters``.
+    """
+    if template is None:
+        network = _default_networks.softmax_network(rows.shape, *bounds, max(2, len(classes)))
+        return network.to(device).requires_grad_(True)
+    network = trainable_copy(template).to(device).requires_grad_(True)
+    check_answers(network, as_input(rows.take(train[:1]), network), classes, name)
+    for part in network.modules() if from_scratch else ():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    return network
+
+
+def with_background(x: Tensor, y: Tensor, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Rows of one class and as many drawn uniformly from their range, to be told from them."""
+    low, high = bounds
+    return torch.cat([x, low + (high - low) * torch.rand_like(x)]), torch.cat([y, y + 1])
 
 
 @torch.no_grad()

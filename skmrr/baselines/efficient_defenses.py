@@ -14,17 +14,17 @@ from torch.nn import functional
 
 from skmrr._sklearn import Interval, StrOptions
 from skmrr.base import StatisticDetector
-from skmrr.baselines import _default_networks
 from skmrr.baselines._training import (
-    check_answers,
+    second_classifier,
     train_network,
     value_range,
+    with_background,
 )
 from skmrr.nn.layers import replace_layer
 from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.placement import as_input, draw_seed, seeded
 from skmrr.nn.statistic import Statistic, against_best_other
-from skmrr.nn.tapped import Pass, Tapped, trainable_copy
+from skmrr.nn.tapped import Pass, Tapped
 
 NOISE_SHARE = 0.3  # of the range of X
 BOUND = 1.0  # of a ReLU trained from scratch
@@ -149,6 +149,8 @@ class EfficientDefensesDetector(StatisticDetector):
 
     def _fit_statistic(self, rows, columns, train, random_state):
         template = self.classifier if self.module is None else self.module
+        # A copy of the classifier starts with all that it knows.
+        is_taught = template is not None and not self.from_scratch
         device = self._device()
         learnt = LearntClasses(columns, train, len(self.classes_))
         low, high = value_range(rows, train, self.clip_values, self.batch_size_)
@@ -156,37 +158,32 @@ class EfficientDefensesDetector(StatisticDetector):
             NOISE_SHARE * (high - low) if self.noise_scale == "auto" else self.noise_scale
         )
         with seeded(draw_seed(random_state), device):
-            network = self._initial_network(template, rows, train, low, high, device)
+            network = second_classifier(
+                template,
+                "classifier" if self.module is None else "module",
+                rows,
+                train,
+                (low, high),
+                self.classes_,
+                device,
+                from_scratch=self.from_scratch,
+            )
+            self._bound(network, rows, train, is_trained=is_taught)
             if template is not None:
                 columns = self.classes_[columns]
-            background = (low, high) if template is None and len(self.classes_) == 1 else None
+            is_alone = template is None and len(self.classes_) == 1
+            background = (low, high) if is_alone else None
             self._train(network, rows, torch.as_tensor(columns), train, background)
         classes = np.arange(len(self.classes_)) if template is None else self.classes_
         statistic = HardenedStatistic(network, torch.as_tensor(classes, device=device))
-        # A copy of the classifier starts with all that it knows.
-        is_taught = template is not None and not self.from_scratch
         return statistic if is_taught else learnt.confine(statistic).to(device)
 
-    def _initial_network(self, template, rows, train, low, high, device) -> nn.Module:
-        """Copy to be trained, on `device`, with its ReLUs bounded."""
-        n_classes = max(2, len(self.classes_))
-        is_trained = template is not None and not self.from_scratch
-        if template is None:
-            network = _default_networks.softmax_network(rows.shape, low, high, n_classes)
-        else:
-            network = trainable_copy(template)
-        network.to(device).requires_grad_(True)
-        x = as_input(rows.take(train[:MAX_BOUND_ROWS]), network)
-        if template is not None:
-            name = "classifier" if self.module is None else "module"
-            check_answers(network, x[:1], self.classes_, name)
-        if self.from_scratch and template is not None:
-            for part in network.modules():
-                if callable(reset := getattr(part, "reset_parameters", None)):
-                    reset()
+    def _bound(self, network, rows, train, *, is_trained) -> None:
+        """Bound the network's ReLUs."""
         self.bounds_ = {}
         if self.bound is not None:
             bound = BOUND if self.bound == "auto" else self.bound
+            x = as_input(rows.take(train[:MAX_BOUND_ROWS]), network)
             measured_on = x if self.bound == "auto" and is_trained else None
             self.bounds_ = bound_relus(network, bound, measured_on)
             if not self.bounds_:
@@ -195,7 +192,6 @@ class EfficientDefensesDetector(StatisticDetector):
                     "alone; use nn.ReLU modules, or set bound=None to accept that.",
                     stacklevel=6,
                 )
-        return network
 
     def _train(self, network, rows, labels, train, background) -> None:
         def loss_of(x, indices):
@@ -204,9 +200,7 @@ class EfficientDefensesDetector(StatisticDetector):
             if self.clip_values is not None:
                 x = x.clamp(*self.clip_values)
             if background is not None:
-                low, high = background
-                x = torch.cat([x, low + (high - low) * torch.rand_like(x)])
-                y = torch.cat([y, torch.ones_like(y)])
+                x, y = with_background(x, y, background)
             return functional.cross_entropy(network(x), y)
 
         losses = train_network(

@@ -16,6 +16,7 @@ class Sizes:
     n_adaptive: int = 50
     """Images that attacks on victim and detector start from."""
     adaptive_steps: int = 50
+    adaptive_restarts: int = 1
     n_carlini: int = 50
     """Images of table 2."""
     carlini_search: int = 6

@@ -1,4 +1,4 @@
-"""Submissions to the challenge: reading them, what is refused, and the score."""
+"""Submissions to a challenge: reading them, what is refused, and the score."""
 
 import zipfile
 from collections.abc import Mapping
@@ -10,25 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_BYTES = 10_000_000  # unpacked; a full submission in double precision takes 256,000
+from skmrr.attacks.result import verified
+from skmrr.evaluation.metrics import exact_interval
+from skmrr.nn.defended import DefendedClassifier
+
+BATCH = 512  # rows judged at a time
+TOLERANCE = 1e-6  # of distances, for the rounding of single precision
+COUNTS, NOT_CLAIMED = -1, -2  # beside positions of reasons to refuse
 
 
 @dataclass(frozen=True)
-class ChallengeScore:
-    """What a submission achieved."""
+class ScoreWithin:
+    """What a submission achieved within one ε."""
 
     n_attacked: int
     """Test rows that count: those that the victim gets right."""
-    n_claimed: int
-    """Rows submitted."""
     broken: tuple[int, ...]
     """Rows on which it succeeded: misclassified and not flagged."""
-    low: float
-    """Lower end of Clopper and Pearson's 95 % interval of the success rate."""
-    high: float
-    """Upper end."""
-    refused: dict[str, tuple[int, ...]]
-    """By reason, the rows submitted that do not count."""
     n_within_reach: int
     """Rows on which a success is not ruled out."""
     ruled_out: tuple[int, ...]
@@ -40,22 +38,48 @@ class ChallengeScore:
         return len(self.broken) / self.n_attacked
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """Clopper and Pearson's 95 % interval of the success rate."""
+        low, high = exact_interval(len(self.broken), self.n_attacked)
+        return float(low), float(high)
+
+    @property
     def bound(self) -> float:
         """Share of the rows attacked that any attack can break at most."""
         return self.n_within_reach / self.n_attacked
 
     def __str__(self):
+        low, high = self.interval
         lines = [
             f"success rate {self.success_rate:.1%}: {len(self.broken)} of {self.n_attacked} rows "
-            f"broken (95 % interval {self.low:.1%} to {self.high:.1%})",
-            f"no attack can break more than {self.n_within_reach} of them ({self.bound:.1%})",
-            f"{self.n_claimed} rows submitted",
+            f"broken (95 % interval {low:.1%} to {high:.1%})"
         ]
+        if self.n_within_reach < self.n_attacked:
+            lines.append(
+                f"no attack can break more than {self.n_within_reach} of them ({self.bound:.1%})"
+            )
+        if self.ruled_out:
+            lines.append(f"broken though ruled out, please report: rows {_some(self.ruled_out)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ChallengeScore:
+    """What a submission achieved."""
+
+    n_claimed: int
+    """Rows submitted."""
+    refused: dict[str, tuple[int, ...]]
+    """By reason, the rows submitted that do not count."""
+    within: dict[float, ScoreWithin]
+    """By ε: rows that lie within it and were broken."""
+
+    def __str__(self):
+        lines = [f"within {eps:.4g}: {score}" for eps, score in self.within.items()]
+        lines.append(f"{self.n_claimed} rows submitted")
         lines += [
             f"{len(rows)} refused, {reason}: {_some(rows)}" for reason, rows in self.refused.items()
         ]
-        if self.ruled_out:
-            lines.append(f"broken though ruled out, please report: rows {_some(self.ruled_out)}")
         return "\n".join(lines)
 
 
@@ -66,7 +90,7 @@ def _some(rows: tuple[int, ...]) -> str:
 
 def submitted(submission: str | PathLike | Mapping, clean: np.ndarray) -> np.ndarray:
     """Read a submission and return all rows, float32, NaN in those not claimed."""
-    arrays = submission if isinstance(submission, Mapping) else _read_npz(submission)
+    arrays = submission if isinstance(submission, Mapping) else _read_npz(submission, clean)
     if "x" not in arrays:
         raise ValueError(f"A submission needs an array x; this one holds {sorted(arrays)}.")
     x, n = np.asarray(arrays["x"]), len(clean)
@@ -89,15 +113,17 @@ def submitted(submission: str | PathLike | Mapping, clean: np.ndarray) -> np.nda
     return full
 
 
-def _read_npz(path: str | PathLike) -> dict[str, np.ndarray]:
+def _read_npz(path: str | PathLike, clean: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays of an .npz file by a stranger: no pickles, and no more than fits in memory."""
     path = Path(path)
+    # a full submission in double precision, with positions of its rows, and what is around them
+    max_bytes = 8 * (clean.size + len(clean)) + 1_000_000
     if not zipfile.is_zipfile(path) and path.exists():
         raise ValueError(f"{path} is no .npz file; write it by numpy.savez.")
     with zipfile.ZipFile(path) as archive:
         size = sum(part.file_size for part in archive.infolist())
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {MAX_BYTES:,} are read.")
+    if size > max_bytes:
+        raise ValueError(f"{path} unpacks to {size:,} bytes; at most {max_bytes:,} are read.")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -105,36 +131,69 @@ def _read_npz(path: str | PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as plain arrays: {error}") from error
 
 
-def refusals(
-    x: Tensor, clean: Tensor, right: Tensor, eps: float, tolerance: float
-) -> dict[str, tuple[int, ...]]:
-    """Rows that break the rule, by the first reason that applies.
+def judge(
+    network: DefendedClassifier, x: Tensor, clean: Tensor, labels: Tensor, attacked: Tensor, eps
+) -> ChallengeScore:
+    """Judge all rows, batch by batch.
 
     Parameters
     ----------
+    network : DefendedClassifier
+        Victim and detector.
     x : Tensor of shape (n, …)
         Rows submitted, NaN where none is claimed.
     clean : Tensor of shape (n, …)
         Test rows.
-    right : Tensor of shape (n,)
+    labels : Tensor of shape (n,)
+        Their classes.
+    attacked : Tensor of shape (n,)
         Whether the victim gets the test row right.
-    eps, tolerance : float
-        Largest distance, and how much more is put down to rounding.
+    eps : dict of float to Tensor of shape (n,)
+        By ε, the test rows that a bound leaves within reach.
     """
+    reasons = (
+        "a value is not finite",
+        "a value is outside [0, 1]",
+        f"farther than {max(eps):.4g} from the test image",
+        "the victim errs on the clean image",
+    )
+    batches = zip(*(part.split(BATCH) for part in (x, clean, labels, attacked)), strict=True)
+    outcomes = [_judge_batch(network, max(eps), *batch) for batch in batches]
+    verdict, distance, success = map(torch.cat, zip(*outcomes, strict=True))
+    of_reason = {reason: positions(verdict == k) for k, reason in enumerate(reasons)}
+    within = {}
+    for radius, reachable in eps.items():
+        broken = success & (distance <= radius + TOLERANCE)
+        within[radius] = ScoreWithin(
+            int(attacked.sum()),
+            positions(broken),
+            int(reachable.sum()),
+            positions(broken & ~reachable),
+        )
+    return ChallengeScore(
+        int((verdict != NOT_CLAIMED).sum()),
+        {reason: rows for reason, rows in of_reason.items() if rows},
+        within,
+    )
+
+
+def _judge_batch(network, eps, x, clean, labels, attacked) -> tuple[Tensor, Tensor, Tensor]:
+    """Position of the first reason to refuse each row, its distance, and whether it is broken."""
     rows, distance = x.flatten(1), (x.double() - clean).flatten(1).abs().amax(1)
-    reasons = {
-        "a value is not finite": ~rows.isfinite().all(1),
-        "a value is outside [0, 1]": ((rows < 0) | (rows > 1)).any(1),
-        f"farther than {eps:g} from the test image": distance > eps + tolerance,
-        "the victim errs on the clean image": ~right,
-    }
-    left = ~rows.isnan().all(1)
-    refused = {}
-    for reason, applies in reasons.items():
-        if (applies & left).any():
-            refused[reason] = positions(applies & left)
-        left = left & ~applies
-    return refused
+    refused = torch.stack(
+        [
+            ~rows.isfinite().all(1),
+            ((rows < 0) | (rows > 1)).any(1),
+            distance > eps + TOLERANCE,
+            ~attacked,
+        ]
+    )
+    verdict = torch.where(refused.any(0), refused.to(torch.int8).argmax(0), COUNTS)
+    verdict[rows.isnan().all(1)] = NOT_CLAIMED
+    candidates = x.clone()
+    candidates[verdict != COUNTS] = torch.nan
+    success = verified(network, clean, candidates, labels, norm=torch.inf).success
+    return verdict, distance, success
 
 
 def positions(mask: Tensor) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from torch import nn
 from skmrr.base import BaseDetector
 from skmrr.baselines import (
     APEGANDetector,
+    CPRDetector,
     EfficientDefensesDetector,
     EnergyDetector,
     FeatureSqueezingDetector,
@@ -25,6 +26,7 @@ from skmrr.baselines import (
     MahalanobisDetector,
     MaxSoftmaxDetector,
     NearestNeighborsDetector,
+    PIDDetector,
 )
 from skmrr.bench.architectures import (
     build_certified,
@@ -34,6 +36,7 @@ from skmrr.bench.architectures import (
 from skmrr.bench.augmentation import Augmented
 from skmrr.bench.images import load_cifar10, load_mnist
 from skmrr.bench.problems import N_VICTIM, Problem
+from skmrr.bench.victims import read_resnet
 from skmrr.defenders import (
     CertifiedDefender,
     LatentDefender,
@@ -46,14 +49,18 @@ from skmrr.nn.placement import seeded
 ENSEMBLE = "MRREnsemble"
 WITH_NOISE = "MRREnsemble, with noise members"
 CERTIFIED = "CertifiedDefender"
+PID, ROBUST_PID = "PID", "PID, robust"
 OURS = (ENSEMBLE, WITH_NOISE, CERTIFIED)
 DETECTORS = (
     *OURS,
     *("MagNet", "Efficient Defenses", "APE-GAN", "Mahalanobis", "LID", "kernel density", "k-NN"),
-    *("feature squeezing", "max-softmax", "energy"),
+    *("feature squeezing", "max-softmax", "energy", PID, ROBUST_PID, "CPR"),
 )
 # On colour images intervals bound nothing; on large ones a CPU affords one trained rival.
-LEFT_OUT = {"cifar10": {CERTIFIED}, "imagenette": {CERTIFIED, "Efficient Defenses", "APE-GAN"}}
+LEFT_OUT = {
+    "cifar10": {CERTIFIED},
+    "imagenette": {CERTIFIED, "Efficient Defenses", "APE-GAN", PID, ROBUST_PID, "CPR"},
+}
 # A quantile's gradient hides noise members from Carlini's attack: table 2 leaves them out.
 TABLE2 = (ENSEMBLE, CERTIFIED, "MagNet", "Efficient Defenses", "APE-GAN")
 
@@ -72,13 +79,17 @@ def detectors_on(name: str) -> list[str]:
     return [detector for detector in DETECTORS if detector not in LEFT_OUT.get(name, ())]
 
 
-def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector]:
+def unfitted(
+    problem: Problem, *, names: list[str] | None = None, quick: bool = False
+) -> dict[str, BaseDetector]:
     """Detectors to compare on a problem, by name, ours first.
 
     Parameters
     ----------
     problem : Problem
         Its victim is theirs.
+    names : list of str, optional
+        Detectors that are wanted, by default all: files that others need are not read.
     quick : bool, default=False
         Whether to train everything for a moment only.
     """
@@ -91,6 +102,7 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
     }
     detectors = _ours(problem, shared, quick) | _trained_rivals(problem, shared, quick)
     layers, own = LAYERS[problem.name], RIVALS[problem.name]
+    wanted = detectors_on(problem.name) if names is None else names
     # The shallower peers fit by looking at the training rows once.
     return detectors | {
         "Mahalanobis": MahalanobisDetector(layer=layers, **shared),
@@ -100,6 +112,7 @@ def unfitted(problem: Problem, *, quick: bool = False) -> dict[str, BaseDetector
         "feature squeezing": FeatureSqueezingDetector(**shared, **own["feature squeezing"]),
         "max-softmax": MaxSoftmaxDetector(**shared),
         "energy": EnergyDetector(**shared),
+        **_second_looks(problem, shared, wanted, quick),
     }
 
 
@@ -118,16 +131,24 @@ RIVALS: dict[str, dict[str, dict]] = {
         "Efficient Defenses": {"from_scratch": True, "max_epochs": 60},
         "APE-GAN": {"adversarial_weight": 0.05, "max_epochs": 30},
         "feature squeezing": {"bit_depth": 1},
+        PID: {"max_epochs": 30},
+        ROBUST_PID: {"eps": 0.15, "max_epochs": 30},
+        "CPR": {"eps": 0.1, "n_steps": 20},
     },
     "mnist": {
         "Efficient Defenses": {"from_scratch": True, "max_epochs": 15},
         "feature squeezing": {"bit_depth": 1},
+        PID: {"max_epochs": 10},
+        ROBUST_PID: {"eps": 0.3, "max_epochs": 10},
+        "CPR": {"eps": 0.1, "n_steps": 20},
     },
     "cifar10": {
         "MagNet": {"noise_scale": 0.025, "max_epochs": 15, "learning_rate": 3e-3},
         "Efficient Defenses": {"noise_scale": 0.05, "max_epochs": 3, "learning_rate": 3e-4},
         "APE-GAN": {"eps": 8 / 255, "adversarial_weight": 0.001, "max_epochs": 3},
         "feature squeezing": {"non_local_means": (13, 3, 2)},
+        ROBUST_PID: {"eps": 4 / 255, "max_epochs": 4, "learning_rate": 1e-3},
+        "CPR": {"eps": 0.0055, "n_steps": 10},
     },
     "imagenette": {
         "MagNet": {
@@ -165,12 +186,12 @@ def fit_all(
     progress : callable, optional
         Told what begins.
     """
-    detectors = unfitted(problem, quick=quick)
     known = detectors_on(problem.name)
     names = known if names is None else names
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"There is no detector {unknown} on {problem.name}; there are {known}.")
+    detectors = unfitted(problem, names=names, quick=quick)
     fitted = {}
     for name in [name for name in known if name in names]:
         progress(f"{problem.name}, seed {problem.seed}: {name}")
@@ -271,6 +292,26 @@ CERTIFIED_PARAMS: dict[str, tuple] = {
         },
     ),
 }
+
+
+def _second_looks(
+    problem: Problem, shared: dict, names: list[str], quick: bool
+) -> dict[str, BaseDetector]:
+    """Rivals that ask another network, or the victim about the surroundings of a row."""
+    own = RIVALS[problem.name]
+    short = {"max_epochs": 1} if quick else {}
+    plain, robust = own.get(PID, {}) | short, own.get(ROBUST_PID, {}) | short
+    if problem.name == "cifar10" and PID in names:
+        # Of another architecture, and trained on the same images by others
+        plain = {"auxiliary": read_resnet(56), "max_epochs": 0}
+    if problem.name == "cifar10":
+        robust |= {"auxiliary": problem.victim}  # fresh weights would take a day
+    rivals: dict[str, BaseDetector] = {
+        PID: PIDDetector(**shared, **plain),
+        ROBUST_PID: PIDDetector(**shared, **robust),
+        "CPR": CPRDetector(**shared, **own.get("CPR", {})),
+    }
+    return {name: rival for name, rival in rivals.items() if name in names}
 
 
 def _trained_rivals(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:

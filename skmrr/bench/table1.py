@@ -23,9 +23,9 @@ from skmrr.evaluation import (
     over_seeds,
     scoring_cost,
 )
-from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import RAW, Arrived, arrive
 from skmrr.evaluation.protocol import evaluate_scores, score_arrivals
+from skmrr.evaluation.siege import WORST
 from skmrr.evaluation.successes import CLEAN, check_attacks
 from skmrr.harmless import CHANNELS
 from skmrr.threshold import ADVERSARIAL

@@ -31,7 +31,7 @@ app = typer.Typer(
 bench = typer.Typer(
     help="Reproduce a table of the results, each by one command.", no_args_is_help=True
 )
-challenge = typer.Typer(help="A fixed defended classifier to break.", no_args_is_help=True)
+challenge = typer.Typer(help="Fixed defended classifiers to break.", no_args_is_help=True)
 OF_OWN_MODEL: dict[str, Callable[..., None]] = {
     "init": init,
     "fit": fit,
@@ -75,6 +75,9 @@ AdaptiveOption = Annotated[
 EffortOption = Annotated[
     int, typer.Option(min=1, help="Times the steps of attacks on victim and detector.")
 ]
+RestartsOption = Annotated[
+    int, typer.Option(min=1, help="Starts of each attack on victim and detector, of peers.")
+]
 DetectorOption = Annotated[
     list[str] | None, typer.Option("--detector", help="Only this one; may be given again.")
 ]
@@ -83,11 +86,23 @@ ThreadsOption = Annotated[
 ]
 FolderArgument = Annotated[Path, typer.Argument(help="Folder to write into.")]
 SubmissionArgument = Annotated[Path, typer.Argument(help="Submission, an .npz file.")]
-BuildArgument = Annotated[Path, typer.Argument(help="File to write, of type .safetensors.")]
+NameOption = Annotated[
+    str, typer.Option("--name", help="Which challenge; an unknown name lists those there are.")
+]
 
 
 def _run(
-    measure: str, dataset, seeds, output, quick, attacked, adaptive, effort, detectors, threads
+    measure: str,
+    dataset,
+    seeds,
+    output,
+    quick,
+    attacked,
+    adaptive,
+    effort,
+    restarts,
+    detectors,
+    threads,
 ):
     """Run one measurement and write its report."""
     from skmrr.bench import figures as figures_of
@@ -110,10 +125,14 @@ def _run(
         )
     if effort > 1 and measure not in ("table2", "peers"):
         raise typer.BadParameter(f"No attack of {measure} knows the detector: leave out --effort.")
+    if restarts > 1 and measure != "peers":
+        raise typer.BadParameter(f"No attack of {measure} starts anew: leave out --restarts.")
     sizes = (QUICK if quick else SIZES[name]).with_effort(effort)
     changes = {"n_attacked": attacked, "n_adaptive": adaptive, "n_carlini": adaptive}
     sizes = dataclasses.replace(
-        sizes, **{key: value for key, value in changes.items() if value is not None}
+        sizes,
+        adaptive_restarts=restarts,
+        **{key: value for key, value in changes.items() if value is not None},
     )
     measures = {
         "table1": table1.table1,
@@ -169,12 +188,13 @@ def _command(measure: str, text: str):
         attacked: AttackedOption = None,
         adaptive: AdaptiveOption = None,
         effort: EffortOption = 1,
+        restarts: RestartsOption = 1,
         detectors: DetectorOption = None,
         threads: ThreadsOption = None,
     ) -> None:
         _run(
             *(measure, dataset, seeds, output, quick),
-            *(attacked, adaptive, effort, detectors, threads),
+            *(attacked, adaptive, effort, restarts, detectors, threads),
         )
 
     bench.command(measure, help=text)(command)
@@ -204,42 +224,43 @@ def results(
 
 
 @challenge.command()
-def info() -> None:
-    """Say what the rule is, which file it is about, and what no attack can exceed."""
+def info(name: NameOption = "digits") -> None:
+    """Say what the rule is, which files it is about, and what no attack can exceed."""
     from skmrr.bench import challenge as published
 
-    typer.echo(published.describe())
+    with _friendly():
+        typer.echo(published.describe(name))
 
 
 @challenge.command()
-def export(folder: FolderArgument) -> None:
+def export(folder: FolderArgument, name: NameOption = "digits") -> None:
     """Write the test images, an empty submission and a how-to into a folder."""
     from skmrr.bench import challenge as published
 
     with _friendly():
-        published.export(folder)
+        published.export(folder, name)
     typer.echo(f"written to {folder}: put your images into submission.npz")
 
 
 @challenge.command()
-def score(file: SubmissionArgument) -> None:
+def score(file: SubmissionArgument, name: NameOption = "digits") -> None:
     """Judge a submission: how many images are misclassified and not flagged."""
     from skmrr.bench import challenge as published
 
     with _friendly():
-        typer.echo(str(published.score(file)))
+        typer.echo(str(published.score(file, name)))
 
 
 @challenge.command()
-def build(file: BuildArgument) -> None:
-    """Train victim and detector by the recipe into a file: about a minute."""
+def build(folder: FolderArgument, name: NameOption = "digits") -> None:
+    """Train by the recipe into a folder: a minute for digits, half an hour for MNIST."""
     from skmrr.bench import challenge as published
 
     with _friendly():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        sha256 = published.save(published.build(), file)
-    typer.echo(f"SHA-256 {sha256}")
-    typer.echo(f"written to {file}; the published file stays the one that counts")
+        folder.mkdir(parents=True, exist_ok=True)
+        sums = published.save(published.build(name, verbose=True), folder, name)
+    typer.echo("SHA-256 of detector and victim:\n" + "\n".join(sums))
+    typer.echo(f"written to {folder}; the published files stay the ones that count")
 
 
 @contextmanager

@@ -105,9 +105,7 @@ def _write(path: Path, found: list[Verdict], members: list[str]) -> None:
     fields = [pa.field(name, kind) for name, kind in zip(COLUMNS, kinds, strict=True)]
     fields += [pa.field(f"risk_{name}", pa.float64()) for name in members]
     # A name of a file may be no text.
-    columns: list[list[Any]] = [
-        [row.file.encode(errors="backslashreplace").decode() for row in found]
-    ]
+    columns: list[list] = [[row.file.encode(errors="backslashreplace").decode() for row in found]]
     columns += [[getattr(row, name) for row in found] for name in COLUMNS[1:]]
     columns += [[row.member_risks[name] for row in found] for name in members]
     with replaced(path) as beside:
@@ -144,7 +142,7 @@ def begin(job: Job, data: Data, source: Path, partition: int) -> None:
     names = blake2b(digest_size=16)
     for name in data.names:
         names.update(name.encode(errors="surrogateescape") + b"\0")
-    record: dict[str, str | int] = {
+    record: dict[str, object] = {
         key: str(value) for key, value in asdict(job).items() if key not in ("folder", "device")
     }
     record |= {"rows": len(data), "partition": partition, "names": names.hexdigest()}

@@ -181,11 +181,14 @@ def adaptive(subject: Subject, measures: Measures, effort: Effort) -> Section:
         (f"{row.eps:g}", f"{row.success_rate:.0%} ({row.low:.0%} to {row.high:.0%})")
         for row in measures.adaptive.success.itertuples()
     ]
+    floor = measures.adaptive.success["impostor_rate"].iloc[0]
     text = [
         "The attacker knows the detector too, and succeeds where a row is misclassified and not "
         f"flagged at SP {subject.detector.security_parameter:g}. "
         f"{len(measures.adaptive.rows)} rows, {effort.steps} steps: who tries longer succeeds more "
         "often.",
+        f"For {floor:.0%} of these rows a wrong class passes without any change: the floor of "
+        "attackers who can make the classifier name any class.",
     ]
     table = Table(("ε", "Success (95 % interval)"), rows)
     title = "Attacks on classifier and detector"

@@ -6,6 +6,7 @@ from skmrr.evaluation.adaptive import (
     evasion_cost,
 )
 from skmrr.evaluation.bounds import certified_success_rate
+from skmrr.evaluation.convergence import success_by_effort
 from skmrr.evaluation.costs import fitted_bytes, scoring_cost
 from skmrr.evaluation.displays import (
     CostDisplay,
@@ -16,6 +17,7 @@ from skmrr.evaluation.displays import (
 )
 from skmrr.evaluation.flagging import flag_rates
 from skmrr.evaluation.frames import DetectionEvaluation, over_seeds
+from skmrr.evaluation.impostors import impostor_rate
 from skmrr.evaluation.metrics import auc_interval, false_alarm_interval, tpr_at_fpr
 from skmrr.evaluation.protocol import check_disjoint, evaluate_detection
 from skmrr.evaluation.scorers import (
@@ -46,9 +48,11 @@ __all__ = [
     "false_alarm_interval",
     "fitted_bytes",
     "flag_rates",
+    "impostor_rate",
     "over_seeds",
     "roc_auc_scorer",
     "scoring_cost",
+    "success_by_effort",
     "tpr_at_fpr",
     "tpr_at_fpr_scorer",
 ]

@@ -5,27 +5,31 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
 import torch
-from torch import Tensor, nn
+from sklearn.utils.validation import check_memory
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from skmrr._sklearn import check_pandas_support
 from skmrr.attacks import AttackResult, adaptive_suite, carlini_l2, worst_case
-from skmrr.attacks.projected import NORMS
-from skmrr.attacks.result import verified
 from skmrr.base import BaseDetector
-from skmrr.evaluation.attacked_rows import answers_to, as_rows, asked, classifier_of
+from skmrr.evaluation.attacked_rows import (
+    answers_to,
+    as_rows,
+    asked,
+    classifier_of,
+    clip_values_of,
+)
 from skmrr.evaluation.bounds import classes_within_reach
+from skmrr.evaluation.impostors import impostor_scores
 from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.siege import WORST, Siege
 from skmrr.harmless import bind
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WORST = "worst case"
-ANY = "any attack"
-ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,11 @@ class AdaptiveEvaluation:
 
     success: "pd.DataFrame"
     """A row for each attack, ε and SP: ``attack``, ``eps``, ``security_parameter``, ``n_rows``,
-    ``success_rate`` with its 95 % interval ``low`` to ``high`` (Clopper and Pearson), and
+    ``success_rate`` with its 95 % interval ``low`` to ``high`` (Clopper and Pearson),
     ``robust_accuracy``: the share of all clean rows, the victim's errors included, that are right,
-    accepted, and not broken. The attack "worst case" counts a row that any attack breaks."""
+    accepted, and not broken, and ``impostor_rate``: the share of the attacked rows for which a
+    wrong class passes as they are, see `impostor_rate`. The attack "worst case" counts a row that
+    any attack breaks."""
     clean: "pd.DataFrame"
     """A row for each SP: ``accuracy``, ``false_alarms`` and ``accuracy_accepted`` on clean rows."""
     worst: dict[tuple[float, float], AttackResult]
@@ -58,6 +64,7 @@ def evaluate_adaptive(
     n_attacked: int | None = None,
     per_attack: bool = False,
     trust_bounds: bool = False,
+    memory: str | joblib.Memory | None = None,
     verbose: bool = False,
 ) -> AdaptiveEvaluation:
     """Attack a detector together with its classifier, at fixed thresholds.
@@ -95,8 +102,12 @@ def evaluate_adaptive(
     trust_bounds : bool, default=False
         Whether to leave out rows and target classes for which `certified_success_rate` rules
         success out. Attacks are then given ``targets=`` as well, as `ProjectedGradient` takes them.
+    memory : str or joblib.Memory, optional
+        Folder that keeps what each attack has found, 50 rows at a time, once it is whole: called
+        again after an interruption, the same evaluation goes on from there. Attacks that draw
+        random starts draw them for these rows by themselves.
     verbose : bool, default=False
-        Whether to show a progress bar.
+        Whether to show a progress bar, of rows and attacks, with the time that is left.
 
     Returns
     -------
@@ -136,6 +147,7 @@ def evaluate_adaptive(
     [0.1, 0.5, 0.1, 0.5]
     """
     pandas = check_pandas_support("evaluate_adaptive")
+    clip_values_of(detector)
     x, labels, answers = asked(detector, X, y)
     arrived, ways = X, []
     if channel is not None:
@@ -154,11 +166,17 @@ def evaluate_adaptive(
         "guides": x if guides is None else as_rows(detector, guides),
     }
     eps = sorted(eps)
-    siege = _Siege(x[rows], labels[rows], attacks, eps, params, per_attack=per_attack)
+    siege = Siege(
+        *(x[rows], labels[rows], attacks, eps, params),
+        per_attack=per_attack,
+        memory=check_memory(memory),
+    )
     scores = torch.as_tensor(detector.score_samples(arrived)).to(x.device)
+    attacked = as_rows(detector, arrived)[rows]
+    impostors = impostor_scores(detector, attacked, labels[rows])
     records, worst = [], {}
-    n_runs = len(attacks) * len(eps) * len(security_parameters)
-    with tqdm(total=n_runs, desc="attacks", disable=not verbose) as bar:
+    n_runs = len(attacks) * len(eps) * len(security_parameters) * len(rows)
+    with tqdm(total=n_runs, desc="attacks", unit=" rows", smoothing=0, disable=not verbose) as bar:
         # What breaks a row under a larger SP, where more is flagged, or in a smaller ball breaks
         # it from then on.
         for sp, radius in product(sorted(security_parameters, reverse=True), eps):
@@ -174,6 +192,7 @@ def evaluate_adaptive(
                 {"attack": name, "eps": radius, "security_parameter": sp}
                 | _rates(result.success)
                 | _robust(result.success, stands, rows)
+                | {"impostor_rate": float((impostors >= np.log(sp)).double().mean())}
                 for name, result in results.items()
             ]
     clean = [_clean(scores, answers == labels, sp) for sp in security_parameters]
@@ -182,78 +201,11 @@ def evaluate_adaptive(
     )
 
 
-class _Siege:
-    """Attacks on the same rows, one network and radius after the other, and what was found."""
-
-    def __init__(self, x: Tensor, labels: Tensor, attacks: Mapping, eps, params, *, per_attack):
-        self.x, self.labels = x, labels
-        self.attacks, self.params, self.per_attack = attacks, params, per_attack
-        norms = {_norm(attack) for attack in attacks.values()}
-        self.norm = norms.pop() if len(norms) == 1 else torch.inf
-        self.keys = list(attacks) if per_attack else [ANY]
-        self.smaller = dict(zip(eps, [None, *eps], strict=False))
-        self.found = {(key, e): torch.full_like(x, torch.nan) for key in self.keys for e in eps}
-
-    def run(self, network: nn.Module, eps: float, targets: Tensor | None, bar) -> dict:
-        """Attack what is left; return the results by name, the worst case last.
-
-        `targets` are the classes that a bound leaves to each row.
-        """
-        if (smaller := self.smaller[eps]) is not None:
-            for key in self.keys:
-                known = self.found[key, eps]
-                known[:] = torch.where(known.isnan(), self.found[key, smaller], known)
-        for name, attack in self.attacks.items():
-            known = self.found[name if self.per_attack else ANY, eps]
-            self._attack_left(attack, network, known, eps, targets)
-            bar.update()
-        results = {
-            key: verified(network, self.x, self.found[key, eps], self.labels, norm=self.norm)
-            for key in self.keys
-        }
-        worst = worst_case(results.values())
-        return {**(results if self.per_attack else {}), WORST: worst}
-
-    def _attack_left(self, attack, network, known: Tensor, eps: float, targets) -> None:
-        """Attack the rows of which nothing is known yet, and note in `known` what breaks them."""
-        is_left = known.flatten(1).isnan().any(1)
-        params = dict(self.params)
-        if targets is not None:
-            is_left &= targets.any(1)
-            params["targets"] = targets[is_left]
-        x = self.x[is_left]
-        if len(x):
-            found = attack(network, x, self.labels[is_left], eps=eps, **params).adversarial
-            _check_reach(found, x, eps, _norm(attack), params["clip_values"])
-            known[is_left] = found
-
-
 def _robust(success: Tensor, stands: Tensor, rows: Tensor) -> dict[str, float]:
     """Share of all clean rows that are right, accepted, and not broken."""
     broken = success & stands[rows]
     left_standing = 1 - float(broken.sum() / stands[rows].sum().clamp_min(1))
     return {"robust_accuracy": float(stands.double().mean()) * left_standing}
-
-
-def _norm(attack) -> float:
-    """Order of an attack's norm; of one that names none of ours ℓ∞, which no other exceeds."""
-    return NORMS.get(getattr(attack, "norm", "linf"), torch.inf)
-
-
-def _check_reach(found: Tensor, x: Tensor, eps: float, norm: float, clip_values) -> None:
-    """Raise an error where an attack found rows that are none of its ball, up to rounding."""
-    low, high = clip_values
-    slack = ROUNDING * (high - low)
-    distance = torch.linalg.vector_norm((found - x).flatten(1), norm, dim=1)  # NaN: none found
-    if (distance > eps * (1 + ROUNDING) + slack).any():
-        raise ValueError(
-            f"An attack went {float(distance.nan_to_num().max()):g} from a row, beyond "
-            f"eps={eps:g}: it has to stay in the ball that it is given."
-        )
-    if ((found < low - slack) | (found > high + slack)).any():
-        raise ValueError(
-            f"An attack left the range clip_values={tuple(clip_values)} that it is given."
-        )
 
 
 def evasion_cost(
@@ -295,6 +247,7 @@ def evasion_cost(
         own ratios to the undefended distortion.
     """
     pandas = check_pandas_support("evasion_cost")
+    clip_values_of(detector)
     x, labels, answers = asked(detector, X, y)
     rows = torch.nonzero(answers == labels)[:, 0][:n_attacked]
     bank = x if guides is None else as_rows(detector, guides)

@@ -14,7 +14,6 @@ from skmrr.validation import check_labels
 
 def asked(detector: BaseDetector, X, y) -> tuple[Tensor, Tensor, Tensor]:
     """Rows as the networks see them, true classes, and the classifier's answers."""
-    clip_values_of(detector)
     x = as_rows(detector, X)
     labels = torch.as_tensor(check_labels(y, len(x), "y"), device=x.device)
     return x, labels, answers_to(detector, x)

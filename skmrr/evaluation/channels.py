@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.siege import WORST
 from skmrr.evaluation.successes import CLEAN, Successes
 from skmrr.harmless import bind
 from skmrr.nn.rows import Rows

@@ -15,7 +15,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from skmrr._sklearn import check_pandas_support
-from skmrr.evaluation.adaptive import WORST
 from skmrr.evaluation.channels import (
     ANY_CHANNEL,
     RAW,
@@ -26,6 +25,7 @@ from skmrr.evaluation.channels import (
 )
 from skmrr.evaluation.frames import DetectionEvaluation
 from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
+from skmrr.evaluation.siege import WORST
 from skmrr.evaluation.successes import (
     CLEAN,
     Successes,

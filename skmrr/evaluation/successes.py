@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 
 from skmrr.attacks import AttackResult
-from skmrr.evaluation.adaptive import WORST
+from skmrr.evaluation.siege import WORST
 
 CLEAN = "clean"
 

@@ -24,6 +24,8 @@ class LocalScale(nn.Module):
     knots: Tensor
     mean: Tensor
     deviation: Tensor
+    inner_knots: Tensor
+    pieces: Tensor
 
     def __init__(self, given: int, knots: Tensor, mean: Tensor, deviation: Tensor):
         super().__init__()
@@ -31,6 +33,8 @@ class LocalScale(nn.Module):
         self.register_buffer("knots", knots)  # m, ascending
         self.register_buffer("mean", mean)  # m members
         self.register_buffer("deviation", deviation)  # m members
+        for name, table in self._tables().items():
+            self.register_buffer(name, table, persistent=False)  # they follow from the others
 
     @classmethod
     def fit(cls, values: np.ndarray, given: int) -> "LocalScale":
@@ -69,17 +73,32 @@ class LocalScale(nn.Module):
 
     def forward(self, values: Float[Tensor, "batch members"]) -> Float[Tensor, "batch members"]:
         """Return (value − mean) / deviation at what is given; both constant beyond the knots."""
-        n_knots = self.knots.shape[0]
-        if n_knots == 1:
-            return (values - self.mean) / self.deviation
         given = values[:, self.given].contiguous()
-        lower = torch.searchsorted(self.knots[1:-1], given.detach())
-        upper = lower + 1
-        x0, x1 = self.knots[lower], self.knots[upper]
-        share = ((given - x0) / (x1 - x0)).clamp(0.0, 1.0)[:, None]
-        mean = torch.lerp(self.mean[lower], self.mean[upper], share)
-        deviation = torch.lerp(self.deviation[lower], self.deviation[upper], share)
+        piece = self.pieces[torch.searchsorted(self.inner_knots, given.detach())]
+        (knot, gap), (level, slope) = piece[:, :2, None].unbind(1), piece[:, 2:].chunk(2, dim=1)
+        beyond = (given[:, None] - knot).relu().minimum(gap)
+        mean, deviation = torch.addcmul(level, slope, beyond).chunk(2, dim=1)
         return (values - mean) / deviation
+
+    def _tables(self) -> dict[str, Tensor]:
+        """Straight pieces of means and deviations, and how they are found.
+
+        ``pieces`` holds knot and width of each, the values at the knot, and their slopes;
+        ``inner_knots`` where one piece follows another.
+        """
+        knots, levels = self.knots[:, None], torch.cat([self.mean, self.deviation], dim=1)
+        if len(knots) == 1:  # a single piece without width
+            pieces = torch.cat([knots, 0 * knots, levels, 0 * levels], dim=1)
+        else:
+            gaps = knots.diff(dim=0)
+            slopes = levels.diff(dim=0) / gaps
+            pieces = torch.cat([knots[:-1], gaps, levels[:-1], slopes], dim=1)
+        return {"inner_knots": self.knots[1:-1].contiguous(), "pieces": pieces}
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        for name, table in self._tables().items():
+            setattr(self, name, table)
 
 
 class ConditionalSurvival(nn.Module):

@@ -89,15 +89,30 @@ class Evidence(nn.Module):
         if not is_numbered:
             is_known = self.classes[columns] == labels
             values = torch.where(is_known[:, None], values, torch.inf)
-        if logits is not None:
-            is_whole = logits.isfinite().all(1)
-            values = torch.where(is_whole[:, None], values, torch.nan)
-        return Examined(values, columns)
+        return Examined(_where_whole(values, logits), columns)
+
+    def under_each(
+        self, x: Tensor, passed: Pass | None = None
+    ) -> Float[Tensor, "batch classes members"]:
+        """Return the members' statistics of each row under each class.
+
+        Parameters are those of `forward`, whose values these are, whatever the classifier decides.
+        """
+        passed = self.ask(x) if passed is None else passed
+        return _where_whole(self.members.under_each(x, passed), passed.logits)
 
     def _columns_of(self, labels: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         """Position of each label among the classes, or of another where it is none of them."""
         columns = torch.searchsorted(self.classes, labels.to(self.classes.dtype))
         return columns.clamp_max(self.classes.shape[0] - 1)
+
+
+def _where_whole(values: Tensor, logits: Tensor | None) -> Tensor:
+    """Values, of shape (batch, …), or NaN in rows whose logits are not all finite."""
+    if logits is None:
+        return values
+    doubt = (0 * logits.detach()).sum(1)  # NaN unless all are finite, else 0
+    return values + doubt.view(-1, *[1] * (values.ndim - 1))
 
 
 class DetectorModule(nn.Module):
@@ -152,14 +167,29 @@ class DetectorModule(nn.Module):
 
         Parameters are those of `Evidence`.
         """
-        values, columns = self.evidence(x, labels, passed)
-        is_judged = values.isfinite()
-        log_survivals = self.survival(torch.where(is_judged, values, 0.0), columns)
+        return self._calibrated(*self.evidence(x, labels, passed))
+
+    def under_each(self, x: Tensor, passed: Pass | None = None) -> Float[Tensor, "batch classes"]:
+        """Return the log-survival of each row under each class, in the order of the classes.
+
+        They are those of `forward` with these labels, in one pass of each network that finds all
+        classes at once. Parameters are those of `Evidence`.
+        """
+        values = self.evidence.under_each(x, passed)
+        n_rows, n_classes, _ = values.shape
+        columns = torch.arange(n_classes, device=values.device).expand(n_rows, -1)
+        return self._calibrated(values.flatten(0, 1), columns.flatten()).score.view(n_rows, -1)
+
+    def _calibrated(
+        self, values: Float[Tensor, "batch members"], columns: Int[Tensor, " batch"]
+    ) -> Judged:
+        """Judge statistics, each row's under the class at its column."""
+        is_lost = ~values.isfinite()
+        log_survivals = self.survival(values.masked_fill(is_lost, 0.0), columns)
         score = self.fusion(log_survivals, columns)
         lowest = torch.finfo(score.dtype).min
-        is_whole = (is_judged | ~self.fusion.heeded).all(1)
         return Judged(
-            torch.where(is_whole, score, lowest),
+            score.masked_fill((is_lost & self.fusion.heeded).any(1), lowest),
             columns,
-            torch.where(is_judged, log_survivals, lowest),
+            log_survivals.masked_fill(is_lost, lowest),
         )

@@ -16,6 +16,16 @@ class Interval(NamedTuple):
     centre: Tensor
     radius: Tensor
 
+    @property
+    def low(self) -> Tensor:
+        """Lower ends."""
+        return self.centre - self.radius
+
+    @property
+    def high(self) -> Tensor:
+        """Upper ends."""
+        return self.centre + self.radius
+
 
 class IntervalInterpreter(Interpreter):
     """Runs a traced network on intervals instead of tensors."""
@@ -74,8 +84,16 @@ def _both(part: Callable, x: Interval) -> Interval:
 
 def _ends(part: Callable, x: Interval) -> Interval:
     """Layers that never fall where an entry rises."""
-    low, high = part(x.centre - x.radius), part(x.centre + x.radius)
+    low, high = part(x.low), part(x.high)
     return Interval((low + high) / 2, (high - low) / 2)
+
+
+def _leak(part: nn.LeakyReLU, x: Interval) -> Interval:
+    if part.negative_slope < 0:
+        raise TypeError(
+            f"No interval bounds for negative_slope={part.negative_slope}; use 0 or more."
+        )
+    return _ends(part, x)
 
 
 def _add(operation, a, b) -> Interval:
@@ -116,7 +134,8 @@ MODULE_RULES: dict[type, Callable] = {
     **dict.fromkeys(
         [nn.Flatten, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.AdaptiveAvgPool2d], _both
     ),
-    **dict.fromkeys([nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d], _ends),
+    **dict.fromkeys([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d], _ends),
+    nn.LeakyReLU: _leak,
 }
 FUNCTION_RULES: dict[Callable, Callable] = {
     operator.add: _add,

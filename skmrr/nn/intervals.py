@@ -16,9 +16,12 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.nn import functional
 
 from skmrr.nn.interval_rules import Interval, IntervalInterpreter
+from skmrr.nn.linear_bounds import LinearBounds
 from skmrr.nn.replica import LatentMap, check_logits
 from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import Pass
+
+N_STEPS = 10  # of ascent in the slopes of linear bounds
 
 
 class IntervalMap(LatentMap):
@@ -163,9 +166,7 @@ class CertifiedStatistic(Statistic):
 
     def forward(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes"]:
         """Return the statistic of each row under each class, high = odd."""
-        inside = self._inside(x, self.radius)
-        columns = torch.arange(self.latent_map.head.out_features, device=x.device)
-        return torch.stack([self._at(inside, c.expand(x.shape[0])) for c in columns], dim=1)
+        return self._everywhere(self._inside(x, self.radius))
 
     def at(
         self, x: Tensor, columns: Int[Tensor, " batch"], passed: Pass
@@ -173,14 +174,56 @@ class CertifiedStatistic(Statistic):
         """Return the statistic of each row under one class."""
         return self._at(self._inside(x, self.radius), columns)
 
-    def least_leads(
-        self, x: Tensor, columns: Int[Tensor, " batch"], radius: float
-    ) -> Float[Tensor, "batch classes"]:
-        """Lower bound of z_c − z_j over a ball, c being the class at each row's column."""
-        return -self.latent_map.highest_leads(self._inside(x, radius), columns).double()
+    def least(self, x: Tensor, eps: float) -> Float[Tensor, "batch classes"]:
+        """Lower bound of the statistic of every point within ε of each row, by intervals.
+
+        With ε ≤ r the ball of such a point holds that of radius r − ε around the row, and intervals
+        of a part are within those of the whole. Else it shares a point with that of radius ε − r
+        around the row, and no s_c is less than a difference z_j − z_c there.
+        """
+        if eps <= self.radius:
+            return self._everywhere(self._inside(x, self.radius - eps))
+        inside = self._inside(x, eps - self.radius)
+        least = x.new_full((len(x), self.latent_map.head.out_features), -torch.inf)
+        for j in range(least.shape[1]):
+            leads = -self.latent_map.highest_leads(inside, least.new_full((len(x),), j).long())
+            leads[:, j] = -torch.inf
+            least = torch.maximum(least, leads)
+        return least.double()
+
+    def least_by_lines(
+        self, x: Tensor, eps: float, pairs: Int[Tensor, "pairs 2"], n_steps: int = N_STEPS
+    ) -> Float[Tensor, " pairs"]:
+        """Lower bound as of `least`, by linear bounds, of some rows under some classes, with ε > r.
+
+        Parameters
+        ----------
+        x : Tensor of shape (batch, …)
+            Rows.
+        eps : float
+            Radius ε.
+        pairs : Tensor of shape (pairs, 2)
+            Positions of rows, and classes.
+        n_steps : int
+            As of `LinearBounds.lowest`.
+        """
+        rows, columns = pairs.T
+        ahead = self.latent_map.features_and_logits(x)[1][rows]
+        ahead = ahead.scatter(1, columns[:, None], -torch.inf).argmax(1)
+        head = self.latent_map.head
+        bounds = LinearBounds(self.latent_map.body, *ball(x, eps - self.radius, self.clip_values))
+        lowest = bounds.lowest(rows, head.weight[ahead] - head.weight[columns], n_steps)
+        if head.bias is not None:
+            lowest = lowest + head.bias[ahead] - head.bias[columns]
+        return lowest.double()
 
     def _inside(self, x: Tensor, radius: float) -> Interval:
         return self.latent_map.bounds(*ball(x, radius, self.clip_values))
+
+    def _everywhere(self, inside: Interval) -> Float[Tensor, "batch classes"]:
+        columns = torch.arange(self.latent_map.head.out_features, device=inside.centre.device)
+        n_rows = inside.centre.shape[0]
+        return torch.stack([self._at(inside, c.expand(n_rows)) for c in columns], dim=1)
 
     def _at(self, inside: Interval, columns: Tensor) -> Float[Tensor, " batch"]:
         leads = self.latent_map.highest_leads(inside, columns)

@@ -68,6 +68,17 @@ class Members(nn.Module):
                 values[k] = member.at(_in_dtype_of(member, x), columns, passed)
         return torch.stack([values[k].double() for k in range(len(self))], dim=1), columns
 
+    def under_each(self, x: Tensor, passed: Pass) -> Float[Tensor, "batch classes members"]:
+        """Return each member's statistic of each row under each class."""
+        values: dict[int, Tensor] = {}
+        if self.stack is not None:
+            together = self.stack.margins(x)  # batch stacked classes
+            values |= dict(zip(self.stack.indices, together.unbind(1), strict=True))
+        for k, member in enumerate(self):
+            if k not in values:
+                values[k] = member(_in_dtype_of(member, x), passed)
+        return torch.stack([values[k].double() for k in range(len(self))], dim=2)
+
 
 def _in_dtype_of(statistic: nn.Module, x: Tensor) -> Tensor:
     return x.to(module_dtype(statistic, x.dtype))

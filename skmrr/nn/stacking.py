@@ -123,11 +123,16 @@ class MarginStack(nn.Module):
 
     def at(self, x: Tensor, columns: Int[Tensor, " batch"]) -> Float[Tensor, "batch stacked"]:
         """Return the margin of each replica at each row's column."""
+        margins = self.margins(x).flatten(0, 1)
+        n = len(self.indices)
+        return margins.gather(1, columns.repeat_interleave(n)[:, None]).view(-1, n)
+
+    def margins(self, x: Tensor) -> Float[Tensor, "batch stacked classes"]:
+        """Return the margin of each replica at each class."""
         x = x.to(self.checkpoint.scales)
         logits = torch.cat([self(part) for (part,) in in_parts(ROWS, x)])
         margins = against_best_other(logits.double().flatten(0, 1))
-        n = len(self.indices)
-        return margins.gather(1, columns.repeat_interleave(n)[:, None]).view(-1, n)
+        return margins.unflatten(0, (-1, len(self.indices)))
 
 
 class StackedCheckpoint(LayerChange):

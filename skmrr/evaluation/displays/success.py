@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skmrr._sklearn import check_matplotlib_support, check_pandas_support
-from skmrr.evaluation.adaptive import WORST, AdaptiveEvaluation
+from skmrr.evaluation.adaptive import AdaptiveEvaluation
 from skmrr.evaluation.displays.display import Display, check_columns, percent
 from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.siege import WORST
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,150 @@
+"""The challenges there are: the rule of each, its rows, and the recipe of what is published."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from skmrr.base import BaseDetector
+from skmrr.bench.architectures import (
+    build_certified,
+    build_digits,
+    build_mnist,
+    build_small_certified,
+)
+from skmrr.bench.images import load_mnist
+from skmrr.bench.victims import load_victim, train_digits, train_mnist
+from skmrr.datasets import load_digits_images
+from skmrr.defenders import CertifiedDefender
+
+Images = tuple[np.ndarray, np.ndarray]
+
+SEED = 1
+PARTS = ("test", "calibration", "training")
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A rule, the rows it is about, and how victim and detector come about."""
+
+    title: str
+    """Of what images."""
+    eps: tuple[float, ...]
+    """Radii of the ball that a change must stay in; each has a score of its own."""
+    security_parameter: float
+    rows: Callable[[str], Images]
+    """Images and classes of a part: "test", "calibration" or "training"."""
+    victim: Callable[[], nn.Module]
+    """Builds the victim, where `publishes_victim` without its weights."""
+    recipe: Callable[[np.ndarray, np.ndarray, bool], BaseDetector]
+    """Training rows, their classes and ``verbose`` → the fitted detector, with its victim."""
+    sha256: tuple[str, str]
+    """Checksums of the files of the detector and of the victim."""
+    publishes_victim: bool = True
+    """Whether the victim's weights are in its file."""
+
+
+def digits_rows(part: str) -> Images:
+    """Split scikit-learn's digits once and for all."""
+    X, y = load_digits_images()
+    # RandomState, whose stream NumPy has frozen: the rows stay what they are.
+    order = np.random.RandomState(SEED).permutation(len(X))
+    rows = dict(zip(PARTS, np.split(order, [500, 800]), strict=True))[part]
+    return X[rows], y[rows]
+
+
+def mnist_rows(part: str) -> Images:
+    """Take the official test images; the last 10,000 training images calibrate."""
+    if part == "test":
+        return load_mnist("test")
+    n_training = 50_000
+    if part == "training":
+        return load_mnist("train", n_samples=n_training)
+    X, y = load_mnist("train")
+    return X[n_training:], y[n_training:]
+
+
+def digits_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefender:
+    """Train the victim, and a small network by interval bounds."""
+    with torch.random.fork_rng(devices=[]):
+        victim = load_victim(build_digits, train_digits(SEED, X, y))
+        network = build_small_certified()
+    return CertifiedDefender(
+        network,
+        classifier=victim,
+        exploration_radius=0.15,
+        certified_radius=0.075,
+        max_epochs=60,
+        learning_rate=2e-3,
+        training_batch_size=32,
+        **_shared(verbose),
+    ).fit(X, y)
+
+
+def mnist_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefender:
+    """Train the victim on turned and shifted digits, and a small network by interval bounds."""
+    with torch.random.fork_rng(devices=[]):
+        victim = load_victim(build_mnist, train_mnist(SEED, len(y), epochs=8))
+        network = build_certified()
+    return CertifiedDefender(
+        network,
+        classifier=victim,
+        exploration_radius=0.33,
+        certified_radius=0.1,
+        max_epochs=24,
+        learning_rate=2e-3,
+        training_batch_size=128,
+        **_shared(verbose),
+    ).fit(X, y)
+
+
+def _shared(verbose: bool) -> dict:
+    return {
+        "clip_values": (0, 1),
+        "calibration_fraction": 0,
+        "random_state": SEED,
+        "verbose": verbose,
+    }
+
+
+CHALLENGES: dict[str, Challenge] = {
+    "digits": Challenge(
+        title="digits of 8×8 pixels",
+        eps=(0.1,),
+        security_parameter=0.05,
+        rows=digits_rows,
+        victim=build_digits,
+        recipe=digits_detector,
+        sha256=(
+            "1664b492c53c4ad1d72f56fce3a3ff0fd32745362c944de11cbf4b45094b2ce1",
+            "ffe8693724a73f2a4f361b78638b621ffb03141ba5211aa4a4e63e5c32e92fae",
+        ),
+    ),
+    "mnist": Challenge(
+        title="MNIST's digits of 28×28 pixels",
+        eps=(0.3,),
+        security_parameter=0.05,
+        rows=mnist_rows,
+        victim=build_mnist,
+        recipe=mnist_detector,
+        sha256=(
+            "45a14522e2f8eda74fac63a0b73fb683879ab751955469b410a5004fc896ee0c",
+            "cb082e47cf1b1913e662f6baa69d256d6703825afcf6f9a361ecd8645a248b4c",
+        ),
+    ),
+}
+
+
+def find(name: str) -> Challenge:
+    """Look a challenge up.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name; the message lists those there are.
+    """
+    if name not in CHALLENGES:
+        raise ValueError(f"There is no challenge {name!r}; there are: {', '.join(CHALLENGES)}.")
+    return CHALLENGES[name]
