@@ -270,7 +270,7 @@ def judge_chunk(detector, X, labels, number) -> np.ndarray:
     return np.column_stack(detector._judge(X, labels))
 
 
-def judge_lazily(detector, X: "da.Array", labels) -> tuple["da.Array", ...]:
+def judge_lazily(detector, X: "da.Array", labels) -> tuple[Any, ...]:
     """Score, class column and members' log-survivals of each row, as lazy arrays of one pass."""
     width = 2 + len(detector.evidence_.members)
     judged = by_chunk(judge_chunk, detector, X, labels, width)

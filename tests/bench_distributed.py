@@ -64,9 +64,9 @@ def write_rows(path, n):
     rows.flush()
 
 
-def processor_seconds(client):
-    """Seconds of processor time that the workers have taken so far."""
-    return sum(client.run(time.process_time).values())
+def processor_seconds(clients):
+    """Seconds of processor time that all workers have taken so far."""
+    return sum(sum(client.run(time.process_time).values()) for client in clients)
 
 
 def peaks(client):
@@ -78,8 +78,8 @@ def peaks(client):
 class Measured:
     """Wall and processor seconds of sides that alternate."""
 
-    def __init__(self, client, bar):
-        self.client, self.bar = client, bar
+    def __init__(self, clients, bar):
+        self.clients, self.bar = clients, bar
 
     def __call__(self, sides, rounds):
         """Medians of (wall, processor) by side; raise if the sides do not agree bit for bit."""
@@ -89,9 +89,9 @@ class Measured:
             for name, run in sides.items():
                 self.bar.set_postfix_str(name)
                 wall, own = time.perf_counter(), time.process_time()
-                theirs = processor_seconds(self.client)
+                theirs = processor_seconds(self.clients)
                 results[name] = run()
-                theirs = processor_seconds(self.client) - theirs
+                theirs = processor_seconds(self.clients) - theirs
                 own = time.process_time() - own
                 taken[name].append((time.perf_counter() - wall, own + theirs))
                 self.bar.update()
@@ -101,22 +101,17 @@ class Measured:
         return {name: np.median(times, axis=0) for name, times in taken.items()}
 
 
-def on(client, workers, lazy):
-    return client.compute(lazy, workers=workers, allow_other_workers=False).result()
-
-
-def scoring(client, measured, path, sizes, rounds):
+def scoring(one, two, measured, path, sizes, rounds):
     """Rows and seconds: plain batches, one worker, two workers."""
     detector = ensemble(1, LatentDefender(realign=False)).fit(clean(2000))
-    workers = list(client.scheduler_info()["workers"])
     whole = np.load(path, mmap_mode="r")
     table = []
     for n in sizes:
         rows = npy_rows(path, chunk_rows=CHUNK)[:n]
         sides = {
             "plain batches": lambda n=n: detector.risk(whole[:n]),
-            "one worker": lambda rows=rows: on(client, workers[:1], detector.risk(rows)),
-            "two workers": lambda rows=rows: on(client, workers, detector.risk(rows)),
+            "one worker": lambda rows=rows: one.compute(detector.risk(rows)).result(),
+            "two workers": lambda rows=rows: two.compute(detector.risk(rows)).result(),
         }
         if n == sizes[0]:
             measured(sides, 1)  # imports, and the first passes of networks
@@ -128,7 +123,7 @@ def scoring(client, measured, path, sizes, rounds):
                     "seconds": round(wall, 2),
                     "processor seconds": round(processor, 2),
                     "rows per second": round(n / wall),
-                    "peak of a worker, MiB": round(peaks(client)),
+                    "peak of a worker, MiB": round(max(peaks(one), peaks(two))),
                 }
             )
     return table, detector
@@ -151,25 +146,27 @@ def members(measured, counts, rounds):
     return table
 
 
-def fitting(client, measured, n_rows, rounds):
+def fitting(one, two, measured, n_rows, rounds):
     """Eight narrow members, fitted here, by one worker and by two."""
-    X, y = clean(n_rows), np.arange(n_rows) % 10
-    template = ensemble(8, LatentDefender(max_epochs=1))
-    address = list(client.scheduler_info()["workers"])[0]
 
-    def fitted(**params):
-        with joblib.parallel_config("dask", **params):
-            return clone(template).fit(X).score_samples(X[:1000])
+    def sides(n_members, X):
+        template = ensemble(n_members, LatentDefender(max_epochs=1))
 
-    sides = {
-        "here": lambda: clone(template).fit(X).score_samples(X[:1000]),
-        "one worker": lambda: fitted(workers=[address], allow_other_workers=False),
-        "two workers": fitted,
-    }
+        def fitted(client):
+            with joblib.parallel_config("dask", client=client):
+                return clone(template).fit(X).score_samples(X[:1000])
+
+        return {
+            "here": lambda: clone(template).fit(X).score_samples(X[:1000]),
+            "one worker": lambda: fitted(one),
+            "two workers": lambda: fitted(two),
+        }
+
+    measured(sides(2, clean(200)), 1)  # the first optimizer imports a great part of torch
     return [
-        {"members": 8, "rows": len(y), "side": side}
+        {"members": 8, "rows": n_rows, "side": side}
         | {"seconds": round(wall, 2), "processor seconds": round(processor, 2)}
-        for side, (wall, processor) in measured(sides, rounds).items()
+        for side, (wall, processor) in measured(sides(8, clean(n_rows)), rounds).items()
     ]
 
 
@@ -252,24 +249,26 @@ def main():
     args.load = os.getloadavg()[0]
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with (
         tempfile.TemporaryDirectory() as folder,
-        distributed.LocalCluster(**options, silence_logs=50) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.LocalCluster(n_workers=1, **options) as alone,
+        distributed.LocalCluster(n_workers=2, **options) as pair,
+        distributed.Client(alone) as one,
+        distributed.Client(pair) as two,
         tqdm(desc="measuring", unit=" runs") as bar,
     ):
-        measured = Measured(client, bar)
+        measured = Measured([one, two], bar)
         path = Path(folder, "rows.npy")
         write_rows(path, max(args.rows))
-        of_rows, detector = scoring(client, measured, path, args.rows, args.rounds)
+        of_rows, detector = scoring(one, two, measured, path, args.rows, args.rounds)
+        write(args.output, "scoring", of_rows)
+        write(args.output, "travelling", travelling(detector))
         of_members = members(measured, args.members, args.rounds)
-        of_fits = fitting(client, measured, args.fitted, args.rounds)
-        seconds = time.process_time() + processor_seconds(client)
-    write(args.output, "scoring", of_rows)
-    write(args.output, "members", of_members)
-    write(args.output, "fitting", of_fits)
-    write(args.output, "travelling", travelling(detector))
+        write(args.output, "members", of_members)
+        of_fits = fitting(one, two, measured, args.fitted, args.rounds)
+        write(args.output, "fitting", of_fits)
+        seconds = time.process_time() + processor_seconds([one, two])
     rates = {
         f"{row['latent members']} narrow members": row["rows per processor second"]
         for row in of_members

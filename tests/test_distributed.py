@@ -306,8 +306,8 @@ def test_a_worker_that_is_killed_loses_nothing(client, ensemble, images):
     risks = client.compute(ensemble.risk(chunks))
     time.sleep(0.8)
     os.kill(victim, signal.SIGKILL)
-    np.testing.assert_array_equal(risks.result(timeout=60), expected)
-    client.wait_for_workers(2, timeout=60)
+    np.testing.assert_array_equal(risks.result(timeout=300), expected)
+    client.wait_for_workers(2, timeout=300)
 
 
 @pytest.mark.slow

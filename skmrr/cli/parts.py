@@ -213,12 +213,13 @@ def _on_cluster(job: Job, tasks: Iterator[tuple[int, int, Data]], address: str) 
 
 def _some_done(client, running: set) -> set:
     """Wait for parts; a scheduler that is gone would let a client wait for ever."""
+    from distributed import TimeoutError as OutOfTime  # Python's own from 3.11 on
     from distributed import wait
 
     while client.status == "running":
         try:
             return set(wait(running, timeout=PATIENCE, return_when="FIRST_COMPLETED").done)
-        except TimeoutError:
+        except OutOfTime:
             continue
     raise CancelledError
 
