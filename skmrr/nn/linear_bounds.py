@@ -17,7 +17,7 @@ from torch.nn import functional
 from skmrr.nn.interval_rules import Interval, IntervalInterpreter
 from skmrr.nn.relaxations import RELAXATIONS, relaxed, smaller_area, undecided
 
-MAX_VALUES = 2**22  # of the activations of rows that are followed back together
+MAX_VALUES = 2**20  # of the activations of rows that are followed back together
 STEP = 0.25  # by which slopes are turned, of 1
 Shares = dict[Node, Tensor]
 LAYERS: dict[object, type[nn.Module]] = {
