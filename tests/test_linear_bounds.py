@@ -189,7 +189,11 @@ def test_agrees_with_auto_lirpa(images):
     perturbations = pytest.importorskip("auto_LiRPA.perturbations", exc_type=ImportError)
     torch.manual_seed(0)
     dense = (nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
-    networks = nn.Sequential(*dense, nn.Linear(32, 3, bias=False)), NETWORKS["convolutions"]()
+    strided = (nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    networks = (
+        nn.Sequential(*dense, nn.Linear(32, 3, bias=False)),
+        nn.Sequential(*strided, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3, bias=False)),
+    )
     for network in networks:
         latent_map = IntervalMap(network.eval(), keep_weights=True).eval().requires_grad_(False)
         low, high = ball(images, RADIUS, None)
