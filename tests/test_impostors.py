@@ -120,10 +120,10 @@ def test_who_owns_the_decision_reaches_it(net, digits):
     ).fit(X[1000:1500], y[1000:1500])
     success = evaluate_adaptive(
         detector,
-        X[1500:1600],
-        y[1500:1600],
+        X[1500:1540],
+        y[1500:1540],
         eps=[TINY],
-        attacks={"a": LagrangianPGD(steps=20)},
+        attacks={"a": LagrangianPGD(steps=10)},
         security_parameters=[0.05, 0.2],
     ).success
     np.testing.assert_array_equal(success["success_rate"], success["impostor_rate"])
