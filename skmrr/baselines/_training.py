@@ -1,6 +1,7 @@
 """What the rivals that train a network have in common."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,32 +70,30 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 
 def train_network(
+    detector: Any,
     loss_of: Callable[[Tensor, np.ndarray], Tensor],
     network: nn.Module,
     rows: Rows,
     train: np.ndarray,
     *,
-    learning_rate: float,
-    max_epochs: int,
-    batch_size: int,
     desc: str,
-    verbose: bool,
 ) -> list[float]:
     """Train a network by Adam, whose learning rate falls along a cosine, then freeze it.
 
     Parameters
     ----------
+    detector : BaseDetector
+        Its ``learning_rate`` (at the start), ``max_epochs``, ``training_batch_size`` and
+        ``verbose`` are those of the training; its ``history_`` is set.
     loss_of : callable
         (x, indices of its rows) → loss of the batch.
     network : nn.Module
         Changed in place.
-    rows, train, max_epochs, batch_size, desc, verbose
+    rows, train, desc
         As in `train_epochs`, whose losses are returned.
-    learning_rate : float
-        At the start.
     """
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
-    n_steps = max_epochs * -(-len(train) // batch_size)
+    optimizer = torch.optim.Adam(network.parameters(), detector.learning_rate)
+    n_steps = detector.max_epochs * -(-len(train) // detector.training_batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
 
     def step(x: Tensor, indices: np.ndarray) -> Tensor:
@@ -107,12 +106,13 @@ def train_network(
         rows,
         train,
         network.train(),
-        max_epochs=max_epochs,
-        batch_size=batch_size,
+        max_epochs=detector.max_epochs,
+        batch_size=detector.training_batch_size,
         desc=desc,
-        verbose=verbose,
+        verbose=detector.verbose,
     )
     network.eval().requires_grad_(False)
+    detector.history_ = {"loss": losses}
     return losses
 
 

@@ -203,18 +203,7 @@ class EfficientDefensesDetector(StatisticDetector):
                 x, y = with_background(x, y, background)
             return functional.cross_entropy(network(x), y)
 
-        losses = train_network(
-            loss_of,
-            network,
-            rows,
-            train,
-            learning_rate=self.learning_rate,
-            max_epochs=self.max_epochs,
-            batch_size=self.training_batch_size,
-            desc="harden",
-            verbose=self.verbose,
-        )
-        self.history_ = {"loss": losses}
+        train_network(self, loss_of, network, rows, train, desc="harden")
 
 
 class BoundedReLU(nn.Module):

@@ -246,18 +246,7 @@ class MagNetDetector(StatisticDetector):
             noisy = (x + self.noise_scale_ * torch.randn_like(x)).clamp(low, high)
             return functional.mse_loss(network(noisy), x) / (high - low) ** 2
 
-        losses = train_network(
-            loss_of,
-            network,
-            rows,
-            train,
-            learning_rate=self.learning_rate,
-            max_epochs=self.max_epochs,
-            batch_size=self.training_batch_size,
-            desc="autoencoder",
-            verbose=self.verbose,
-        )
-        self.history_ = {"loss": losses}
+        losses = train_network(self, loss_of, network, rows, train, desc="autoencoder")
         _warn_if_collapsed(losses[-1] * (high - low) ** 2, rows, train, self.batch_size_)
         return network
 

@@ -152,18 +152,7 @@ class PIDDetector(StatisticDetector):
                 x = worst_points(network, x, y, self.eps * min(1, next(steps) / n_growing), bounds)
             return functional.cross_entropy(network(x), y)
 
-        losses = train_network(
-            loss_of,
-            network,
-            rows,
-            train,
-            learning_rate=self.learning_rate,
-            max_epochs=self.max_epochs,
-            batch_size=self.training_batch_size,
-            desc="auxiliary network",
-            verbose=self.verbose,
-        )
-        self.history_ = {"loss": losses}
+        train_network(self, loss_of, network, rows, train, desc="auxiliary network")
 
 
 class DistrustStatistic(Statistic):
