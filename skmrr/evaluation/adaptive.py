@@ -24,7 +24,7 @@ from skmrr.evaluation.attacked_rows import (
 )
 from skmrr.evaluation.bounds import classes_within_reach
 from skmrr.evaluation.impostors import impostor_scores
-from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.metrics import share_of
 from skmrr.evaluation.siege import WORST, Siege
 from skmrr.harmless import bind
 
@@ -190,7 +190,7 @@ def evaluate_adaptive(
             stands = (answers == labels) & (scores >= np.log(sp))
             records += [
                 {"attack": name, "eps": radius, "security_parameter": sp}
-                | _rates(result.success)
+                | share_of(result.success.cpu().numpy(), "success_rate")
                 | _robust(result.success, stands, rows)
                 | {"impostor_rate": float((impostors >= np.log(sp)).double().mean())}
                 for name, result in results.items()
@@ -282,9 +282,3 @@ def _clean(scores: Tensor, is_right: Tensor, sp: float) -> dict[str, float]:
         "false_alarms": float((~accepted).double().mean()),
         "accuracy_accepted": float(is_right[accepted].double().mean()),
     }
-
-
-def _rates(success: Tensor) -> dict[str, float]:
-    n_successes, n = int(success.sum()), len(success)
-    low, high = map(float, exact_interval(n_successes, n))
-    return {"n_rows": n, "success_rate": n_successes / n, "low": low, "high": high}

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from skmrr._sklearn import check_pandas_support
 from skmrr.evaluation.channels import decisions_of, pass_through
-from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.metrics import share_of
 from skmrr.harmless import SEVERITIES
 from skmrr.threshold import RiskMixin
 from skmrr.validation import check_labels
@@ -100,14 +100,8 @@ def flag_rates(
                     "severity": severity,
                     "security_parameter": sp,
                     "still_right": float(still_right.mean()),
-                    **_share(scores < np.log(sp)),
+                    **share_of(scores < np.log(sp), "flagged"),
                 }
                 for sp in security_parameters
             ]
     return pandas.DataFrame(records)
-
-
-def _share(is_flagged: np.ndarray) -> dict[str, float]:
-    n_flagged, n = int(is_flagged.sum()), len(is_flagged)
-    low, high = map(float, exact_interval(n_flagged, n))
-    return {"n_rows": n, "flagged": n_flagged / n, "low": low, "high": high}

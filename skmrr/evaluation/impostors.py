@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from skmrr._sklearn import check_pandas_support
 from skmrr.base import BaseDetector
 from skmrr.evaluation.attacked_rows import asked
-from skmrr.evaluation.metrics import exact_interval
+from skmrr.evaluation.metrics import share_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,9 +94,12 @@ def impostor_rate(
     right = answers == labels
     if not right.any():
         raise ValueError("The classifier takes no row for what it is; number y as it does.")
-    scores = impostor_scores(detector, x[right], labels[right], verbose=verbose)
+    scores = impostor_scores(detector, x[right], labels[right], verbose=verbose).cpu().numpy()
     return pandas.DataFrame(
-        [{"security_parameter": sp, **_share(scores >= math.log(sp))} for sp in security_parameters]
+        [
+            {"security_parameter": sp, **share_of(scores >= math.log(sp), "impostor_rate")}
+            for sp in security_parameters
+        ]
     )
 
 
@@ -127,9 +130,3 @@ def impostor_scores(
             highest.append(scores.amax(1))
             bar.update(len(rows))
     return torch.cat(highest)
-
-
-def _share(passes: Tensor) -> dict[str, float]:
-    n_passes, n = int(passes.sum()), len(passes)
-    low, high = map(float, exact_interval(n_passes, n))
-    return {"n_rows": n, "impostor_rate": n_passes / n, "low": low, "high": high}

@@ -150,3 +150,10 @@ def exact_interval(n_hits, n, confidence: float = 0.95) -> tuple[np.ndarray, np.
     low = np.where(hits == 0, 0.0, beta.ppf(tail, np.maximum(hits, 1), n - hits + 1))
     high = np.where(hits == n, 1.0, beta.ppf(1 - tail, hits + 1, np.maximum(n - hits, 1)))
     return low, high
+
+
+def share_of(hits: np.ndarray, name: str) -> dict[str, float]:
+    """Share of true entries under a name, how many entries there are, and its 95 % interval."""
+    n_hits, n = int(hits.sum()), len(hits)
+    low, high = map(float, exact_interval(n_hits, n))
+    return {"n_rows": n, name: n_hits / n, "low": low, "high": high}

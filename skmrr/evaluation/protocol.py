@@ -24,7 +24,7 @@ from skmrr.evaluation.channels import (
     decisions_of,
 )
 from skmrr.evaluation.frames import DetectionEvaluation
-from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, exact_interval, tpr_at_fpr
+from skmrr.evaluation.metrics import FALSE_ALARM_RATES, auc_interval, share_of, tpr_at_fpr
 from skmrr.evaluation.siege import WORST
 from skmrr.evaluation.successes import (
     CLEAN,
@@ -331,7 +331,4 @@ def _separation(clean: np.ndarray, odd: np.ndarray, raw: np.ndarray) -> dict[str
 
 
 def _flagged(scores: np.ndarray, sp: float) -> dict[str, Any]:
-    n_flagged, n = int((scores < np.log(sp)).sum()), len(scores)
-    low, high = map(float, exact_interval(n_flagged, n))
-    share = {"flagged": n_flagged / n, "low": low, "high": high}
-    return {"security_parameter": sp, "n_rows": n, **share}
+    return {"security_parameter": sp, **share_of(scores < np.log(sp), "flagged")}
