@@ -3,14 +3,16 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from skmrr.nn.derived import WithTables
 
 EXACT_RANKS = 128  # ranks at the odd end that each get a knot of their own
 COARSE_KNOTS = 128  # knots, at geometric ranks, for the rest
 MIN_CLASS_ROWS = 2000  # rows that a class needs for a calibration of its own; see below
 
 
-class ConformalSurvival(nn.Module):
+class ConformalSurvival(WithTables):
     """Conformal survival functions of the statistics of members, per predicted class.
 
     With n clean rows the rank p-value of a statistic s is (1 + #{sᵢ ≥ s}) / (n + 1); flagging
@@ -55,8 +57,7 @@ class ConformalSurvival(nn.Module):
         self.register_buffer("tail_rate", tail_rate)  # members groups
         self.register_buffer("group_of_class", group_of_class)  # classes
         self.register_buffer("n_rows", n_rows)  # groups
-        for name, table in self._tables().items():
-            self.register_buffer(name, table, persistent=False)  # they follow from the others
+        self.derive()
 
     @classmethod
     def fit(
@@ -121,7 +122,7 @@ class ConformalSurvival(nn.Module):
         knot, value, slope = self.pieces[piece[:, 0]].unbind(-1)  # members batch, each
         return torch.addcmul(value, slope, torch.relu(statistic - knot)).T
 
-    def _tables(self) -> dict[str, Tensor]:
+    def tables(self) -> dict[str, Tensor]:
         """Straight pieces of the curves, and how they are found.
 
         ``pieces`` holds knot, value and slope of each, the last of which is the tail;
@@ -139,11 +140,6 @@ class ConformalSurvival(nn.Module):
             "pieces": pieces.flatten(0, 2),  # members·groups·m 3
             "first_piece": n_knots * curves.reshape(n_members, n_groups, 1),
         }
-
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
-        for name, table in self._tables().items():
-            setattr(self, name, table)
 
 
 def least_rank(ranks, n_rows):

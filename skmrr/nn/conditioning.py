@@ -6,13 +6,15 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from skmrr.nn.derived import WithTables
+
 N_KNOTS = 32  # at quantiles of the quantity given
 NEIGHBOURS = 0.1  # share of the rows that say what is usual at a knot
 MIN_NEIGHBOURS = 50
 MIN_DEPENDENCE = 0.1  # rank correlation with what is given, below which that is ignored
 
 
-class LocalScale(nn.Module):
+class LocalScale(WithTables):
     """Standardises members' statistics by what they usually are where one of them is given.
 
     Mean and deviation are taken among the rows nearest in rank of the value given, and
@@ -33,8 +35,7 @@ class LocalScale(nn.Module):
         self.register_buffer("knots", knots)  # m, ascending
         self.register_buffer("mean", mean)  # m members
         self.register_buffer("deviation", deviation)  # m members
-        for name, table in self._tables().items():
-            self.register_buffer(name, table, persistent=False)  # they follow from the others
+        self.derive()
 
     @classmethod
     def fit(cls, values: np.ndarray, given: int) -> "LocalScale":
@@ -80,7 +81,7 @@ class LocalScale(nn.Module):
         mean, deviation = torch.addcmul(level, slope, beyond).chunk(2, dim=1)
         return (values - mean) / deviation
 
-    def _tables(self) -> dict[str, Tensor]:
+    def tables(self) -> dict[str, Tensor]:
         """Straight pieces of means and deviations, and how they are found.
 
         ``pieces`` holds knot and width of each, the values at the knot, and their slopes;
@@ -94,11 +95,6 @@ class LocalScale(nn.Module):
             slopes = levels.diff(dim=0) / gaps
             pieces = torch.cat([knots[:-1], gaps, levels[:-1], slopes], dim=1)
         return {"inner_knots": self.knots[1:-1].contiguous(), "pieces": pieces}
-
-    def _load_from_state_dict(self, *args) -> None:
-        super()._load_from_state_dict(*args)
-        for name, table in self._tables().items():
-            setattr(self, name, table)
 
 
 class ConditionalSurvival(nn.Module):
