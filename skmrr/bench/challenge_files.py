@@ -61,10 +61,11 @@ def load(name: str = "digits", *, folder: str | PathLike | None = None) -> Defen
     _read(paths[0], challenge.sha256[0] if folder is None else None)
     tensors = read_victim_file(name, folder)
     with torch.random.fork_rng(devices=[]):  # of the weights drawn here, none is kept
-        victim = challenge.victim()
         if challenge.publishes_victim:
             state = {k.removeprefix(VICTIM): v for k, v in tensors.items() if k.startswith(VICTIM)}
             victim = load_victim(challenge.victim, state)
+        else:
+            victim = challenge.victim()
     detector = persistence.load(paths[0], classifier=victim)
     defended = detector.defended_classifier(security_parameter=challenge.security_parameter)
     if challenge.publishes_victim:  # else its weights are somebody's, and stay as they are
