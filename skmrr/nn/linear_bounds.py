@@ -7,6 +7,7 @@ lines may be turned until the bound is highest (Xu et al., "Fast and Complete", 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -128,15 +129,8 @@ class LinearBounds:
         for pairs in undecided(part, box).flatten(1).nonzero().split(self._together):
             rows, entries = pairs.T
             shares = self._shares(rows)
-
-            def pick(value: Tensor, entries: Tensor = entries) -> Tensor:
-                return value.flatten(1).gather(1, entries[:, None])[:, 0]
-
-            def minus(value: Tensor, pick: Callable = pick) -> Tensor:
-                return -pick(value)
-
-            lowest = self.bound(before, rows, pick, shares)
-            highest = -self.bound(before, rows, minus, shares)
+            lowest = self.bound(before, rows, partial(_signed, entries, 1), shares)
+            highest = -self.bound(before, rows, partial(_signed, entries, -1), shares)
             low[rows, entries] = torch.maximum(low[rows, entries], lowest)
             high[rows, entries] = torch.minimum(high[rows, entries], highest)
         # where rounding made the ends change places
@@ -144,6 +138,11 @@ class LinearBounds:
         return Interval(
             *(part.view_as(box.centre) for part in ((low + high) / 2, (high - low) / 2))
         )
+
+
+def _signed(entries: Tensor, sign: int, value: Tensor) -> Tensor:
+    """One entry of each row, or what is opposite to it."""
+    return sign * value.flatten(1).gather(1, entries[:, None])[:, 0]
 
 
 def layer_of(interpreter: Interpreter, node: Node) -> nn.Module | None:
