@@ -85,13 +85,16 @@ def wrong_classes(
     return order[:, : min(n_targets or order.shape[1], order.shape[1] - 1)]
 
 
-def check_attack_input(x: Tensor, labels: Tensor, clip_values: tuple) -> None:
-    """Raise an error that names the cure if rows or labels cannot be attacked.
+def check_attack_input(
+    x: Tensor, labels: Tensor, clip_values: tuple, eps: float | None = None
+) -> None:
+    """Raise an error that names the cure if rows cannot be attacked, within a ball of ε if given.
 
     Raises
     ------
     ValueError
-        If there is no row, a value is not finite or outside `clip_values`, or `labels` do not fit.
+        If there is no row, a value is not finite or outside `clip_values`, `labels` do not fit, or
+        ε is not positive.
     TypeError
         If `x` or `labels` is no tensor of floats or integers.
     """
@@ -106,3 +109,5 @@ def check_attack_input(x: Tensor, labels: Tensor, clip_values: tuple) -> None:
     if labels.shape != (len(x),):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, but x has {len(x)} rows.")
     check_values(x, clip_values)
+    if eps is not None and not eps > 0:
+        raise ValueError(f"eps={eps} must be positive.")

@@ -171,9 +171,7 @@ class ProjectedGradient(ABC):
         ValueError
             If rows or labels do not fit, ε is not positive, or guides are missing.
         """
-        check_attack_input(x, labels, clip_values)
-        if not eps > 0:
-            raise ValueError(f"eps={eps} must be positive.")
+        check_attack_input(x, labels, clip_values, eps)
         if self.needs_guides and guides is None:
             raise ValueError(f"{type(self).__name__} starts from guides=…: give clean rows.")
         network = shared_copy(network)

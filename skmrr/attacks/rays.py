@@ -106,9 +106,7 @@ class RayS:
             With ``queries``, those that each row took. Of the guides the attacker asks once for
             all rows, which is not counted.
         """
-        check_attack_input(x, labels, clip_values)
-        if not eps > 0:
-            raise ValueError(f"eps={eps} must be positive.")
+        check_attack_input(x, labels, clip_values, eps)
         network = shared_copy(network)
         bank = None if guides is None else Guides(network, guides)
         found, queries = torch.full_like(x, torch.nan), torch.zeros_like(labels)
