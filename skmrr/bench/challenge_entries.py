@@ -71,15 +71,14 @@ def digits_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDef
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_digits, train_digits(SEED, X, y))
         network = build_small_certified()
-    return CertifiedDefender(
+    return _certified(
         network,
-        classifier=victim,
+        victim,
+        verbose,
         exploration_radius=0.15,
         certified_radius=0.075,
         max_epochs=60,
-        learning_rate=2e-3,
         training_batch_size=32,
-        **_shared(verbose),
     ).fit(X, y)
 
 
@@ -88,25 +87,29 @@ def mnist_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefe
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_mnist, train_mnist(SEED, len(y), epochs=8))
         network = build_certified()
-    return CertifiedDefender(
+    return _certified(
         network,
-        classifier=victim,
+        victim,
+        verbose,
         exploration_radius=0.33,
         certified_radius=0.1,
         max_epochs=24,
-        learning_rate=2e-3,
         training_batch_size=128,
-        **_shared(verbose),
     ).fit(X, y)
 
 
-def _shared(verbose: bool) -> dict:
-    return {
-        "clip_values": (0, 1),
-        "calibration_fraction": 0,
-        "random_state": SEED,
-        "verbose": verbose,
-    }
+def _certified(network: nn.Module, victim: nn.Module, verbose: bool, **params) -> CertifiedDefender:
+    """Defender with what the recipes have in common."""
+    return CertifiedDefender(
+        network,
+        classifier=victim,
+        clip_values=(0, 1),
+        learning_rate=2e-3,
+        calibration_fraction=0,
+        random_state=SEED,
+        verbose=verbose,
+        **params,
+    )
 
 
 CHALLENGES: dict[str, Challenge] = {
