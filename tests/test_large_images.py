@@ -58,7 +58,8 @@ def test_batches_are_that_large_and_no_score_depends_on_it(photographs, monkeypa
     small = MarginDetector(victim, **params).fit(X, y)
     assert small.batch_size_ == 8
     seen.clear()
-    np.testing.assert_allclose(small.score_samples(X), detector.score_samples(X), atol=1e-5)
+    # the last bit of a float32 pass depends on its size, and by how much on the processor
+    np.testing.assert_allclose(small.score_samples(X), detector.score_samples(X), atol=1e-3)
     assert seen == [8] * 7 + [4, 60]
     assert FeatureExtractor(victim, "1").fit(X).batch_size_ == 8
     small.set_params(batch_size=32)

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,8 +54,11 @@ def write(report: Report, folder: Path, origin: dict) -> Path:
     return home
 
 
-def assemble(folder: Path, page_folder: Path | None = None) -> str:
-    """Join the reports in a folder to one page of Markdown, to lie in that folder or another."""
+def assemble(folder: Path, page_folder: Path | None = None, *, summary: Sequence[str] = ()) -> str:
+    """Join the reports in a folder to one page of Markdown, to lie in that folder or another.
+
+    Lines of `summary` come first.
+    """
     paths = sorted(Path(folder).glob("*/report.md"))
     if not paths:
         raise FileNotFoundError(f"There is no report in {folder}; run a command of skmrr bench.")
@@ -64,6 +67,7 @@ def assemble(folder: Path, page_folder: Path | None = None) -> str:
         "",
         "Written by `skmrr bench results` from what the other commands measured; do not edit.",
         "",
+        *summary,
     ]
     page = "\n".join([*head, *(path.read_text(encoding="utf-8") for path in paths)])
     if page_folder is None:

@@ -11,7 +11,7 @@ from skmrr.bench.problems import Problem
 from skmrr.bench.report import Report, markdown, spread
 from skmrr.bench.run import Run
 from skmrr.bench.sizes import PAPER_TABLE1, Sizes
-from skmrr.bench.systems import OURS, Fitted
+from skmrr.bench.systems import ENSEMBLE, OURS, Fitted
 from skmrr.bench.victims import predict
 from skmrr.evaluation import (
     CostDisplay,
@@ -74,6 +74,8 @@ def table1_report(
     alone, title = "", "Table 1: attacks on the victim alone"
     if run.detectors is not None and set(run.detectors) <= set(OURS):
         alone, title = "-ours", f"{title}, this package's detectors"
+    elif run.detectors is not None and ENSEMBLE not in run.detectors:
+        alone, title = "-rivals", f"{title}, other detectors"
     return Report(
         f"table1-{name}{alone}",
         f"{title}, {name}",

@@ -1,0 +1,96 @@
+"""What the reports come to: one small table for the README and the head of the results."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from skmrr.bench.peers import ADAPTIVE_SP, pooled_success
+from skmrr.bench.systems import CERTIFIED, ENSEMBLE
+from skmrr.evaluation.channels import RAW
+from skmrr.evaluation.siege import WORST
+from skmrr.evaluation.successes import CLEAN
+
+DETECTORS = (ENSEMBLE, CERTIFIED, "MagNet", "Efficient Defenses", "feature squeezing")
+MISSING = "–"
+JPEG = "JPEG 75"
+EPS = 0.2
+SAID = (
+    "AUC: least over the attacks, of each image the success that the detector finds most normal, "
+    "against all clean test images. SP 5 %: 5 % false alarms are promised. Passes: of the "
+    f"classifier, its own included. {MISSING}: not measured."
+)
+
+
+def findings(folder: Path) -> pd.DataFrame:
+    """Read the reports in a folder; return a table of strings, a row a finding, by detector."""
+    tables = {name: Tables(folder, name) for name in ("mnist", "cifar10", "imagenette")}
+    mnist, cifar10, photographs = tables.values()
+    rows = {
+        "attacker knows the classifier, MNIST: AUC": mnist.area(),
+        "… CIFAR-10: AUC": cifar10.area(),
+        "… ten classes of ImageNet: AUC": photographs.area(),
+        f"… CIFAR-10, arrived as {JPEG}: AUC": cifar10.area(JPEG),
+        f"attacker knows everything, MNIST, ε = {EPS}, SP 5 %: succeeds": mnist.success(),
+        "clean images flagged, CIFAR-10, SP 5 %": cifar10.flagged(),
+        f"… arrived as {JPEG}": cifar10.flagged(JPEG),
+        "cost of scoring, CIFAR-10: passes": cifar10.cost(),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.reindex(columns=list(DETECTORS)).fillna(MISSING).rename_axis("finding")
+
+
+def findings_text(folder: Path) -> str:
+    """Findings as Markdown."""
+    return f"{findings(folder).to_markdown(disable_numparse=True)}\n\n{SAID}"
+
+
+class Tables:
+    """Frames of one data set from all reports of table 1, each detector's newest."""
+
+    def __init__(self, folder: Path, dataset: str):
+        self.folder, self.dataset = Path(folder), dataset
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """Rows of a frame; of a detector in several reports those of this package's alone."""
+        homes = (f"table1-{self.dataset}{part}" for part in ("-ours", "", "-rivals"))
+        paths = [self.folder / home / f"{name}.csv" for home in homes]
+        frames, known = [], set()
+        for path in filter(Path.is_file, paths):
+            frame = pd.read_csv(path)
+            frames.append(frame[~frame["detector"].isin(known)])
+            known |= set(frame["detector"])
+        if not frames:
+            return pd.DataFrame(columns=["detector", "attack", "channel", "rows"])
+        return pd.concat(frames, ignore_index=True)
+
+    def area(self, channel: str = RAW) -> dict[str, str]:
+        """AUC in the worst case, the mean over seeds."""
+        frame = self.frame("detection")
+        frame = frame[(frame["attack"] == WORST) & (frame["channel"] == channel)]
+        return shown(frame, "auc", "{:.2f}")
+
+    def flagged(self, channel: str = RAW) -> dict[str, str]:
+        """Share of clean images flagged at SP 5 %."""
+        frame = self.frame("flagged")
+        frame = frame[(frame["rows"] == CLEAN) & (frame["channel"] == channel)]
+        return shown(frame[np.isclose(frame["security_parameter"], 0.05)], "flagged", "{:.1%}")
+
+    def cost(self) -> dict[str, str]:
+        """Passes of the classifier that scoring takes."""
+        return shown(self.frame("cost"), "score_cost", "{:.1f}")
+
+    def success(self) -> dict[str, str]:
+        """Share of images that attackers who know the detector turn into an unflagged error."""
+        path = self.folder / f"peers-{self.dataset}" / "adaptive.csv"
+        if not path.is_file():
+            return {}
+        frame = pd.read_csv(path)
+        frame = frame[np.isclose(frame["eps"], EPS) & (frame["security_parameter"] == ADAPTIVE_SP)]
+        return shown(pooled_success(frame).reset_index(), "success_rate", "{:.0%}")
+
+
+def shown(frame: pd.DataFrame, column: str, form: str) -> dict[str, str]:
+    """Mean of a column by detector, as text."""
+    means = frame.groupby("detector")[column].mean() if len(frame) else pd.Series(dtype=float)
+    return {name: form.format(value) for name, value in means.items()}
