@@ -56,7 +56,10 @@ class Dataset(str, Enum):
 
 
 DatasetOption = Annotated[
-    Dataset, typer.Option(help="Images and victim; all but digits need files, see the user guide.")
+    Dataset,
+    typer.Option(
+        help="Images and victim; all but digits need files, see docs/how_to/reproduce.md."
+    ),
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds: 1, 2, … ")]
 PageOption = Annotated[
