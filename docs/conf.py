@@ -50,6 +50,16 @@ autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's tables say the types, with shapes
 numpydoc_show_class_members = False  # the template of classes shows them in full
 
+DOCTEST_END = "\n\n```\n"  # doctest wants an empty line there, a reader does not
+
+
+def setup(app):
+    def without_empty_lines(app, docname, source):
+        source[0] = source[0].replace(DOCTEST_END, "\n```\n")
+
+    app.connect("source-read", without_empty_lines)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["gallery"],

@@ -132,6 +132,19 @@ def test_pages_stand_in_one_section():
         assert place.parts[0] in sections if len(place.parts) > 1 else place.name in alone
 
 
+def test_code_of_the_home_page_runs(net, digits):
+    X, y = digits
+    (code,) = (
+        "\n".join(lines)
+        for language, lines in blocks_of((DOCS / "index.md").read_text("utf-8"))
+        if language == "python"
+    )
+    names = {"classifier": net, "X_train": X[:1000], "y_train": y[:1000]}
+    names |= {"X_new": X[1000:1500], "X": X[1500:]}
+    exec(code, names)
+    assert (names["ensemble"].classify(X[1500:]) == -1).mean() < 0.1
+
+
 @pytest.mark.slow
 def test_site_builds_without_a_warning(tmp_path):
     for name in ("sphinx", "myst_parser", "sphinx_gallery", "sphinx_design", "sphinx_copybutton"):
