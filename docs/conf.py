@@ -46,6 +46,7 @@ myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+default_role = "py:obj"  # names in docstrings lead to their pages
 autosummary_generate = True
 autodoc_typehints = "none"  # numpydoc's tables say the types, with shapes
 numpydoc_show_class_members = False  # the template of classes shows them in full
