@@ -46,6 +46,6 @@ ci:
 	.ci/run
 
 clean:
-	rm -rf build dist docs/_build docs/gallery docs/api/generated docs/sg_execution_times.rst \
+	rm -rf build dist docs/_build docs/gallery docs/reference/generated docs/sg_execution_times.rst \
 	    .pytest_cache .ruff_cache .mypy_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

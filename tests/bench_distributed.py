@@ -3,7 +3,8 @@
     python tests/bench_distributed.py --output docs/results/distributed
 
 All sides of a comparison alternate within the run; medians of the rounds count. Each comparison
-is checked for equal bits. The tables are written as CSV, from which docs/distributed.md is made.
+is checked for equal bits. The tables are written as CSV, from which docs/how_to/many_machines.md
+is made.
 """
 
 import argparse

@@ -343,7 +343,7 @@ def test_a_search_runs_on_the_cluster(client, bare, images):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_data_loads_a_detector_once(ensemble, images, net, tmp_path):
-    """The recipe of docs/distributed.md."""
+    """The recipe of docs/how_to/many_machines.md."""
     ray = pytest.importorskip("ray")
     path = str(tmp_path / "detector.safetensors")
     save(ensemble, path)

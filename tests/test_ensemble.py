@@ -422,7 +422,7 @@ def test_a_pipeline_may_end_in_an_ensemble(net, digits):
 
 @pytest.mark.slow
 def test_few_calibration_rows_promise_more_than_they_catch(net, digits):
-    """The user guide quotes what this prints."""
+    """docs/explanation/calibration.md quotes what this prints."""
     X, y = digits
     x, labels = torch.as_tensor(X[1450:]).requires_grad_(), torch.as_tensor(y[1450:])
     logits = net(x)

@@ -56,7 +56,7 @@ class Dataset(str, Enum):
 
 
 DatasetOption = Annotated[
-    Dataset, typer.Option(help="Images and victim; all but digits need files, see the user guide.")
+    Dataset, typer.Option(help="Images and victim; see docs/how_to/reproduce.md for their files.")
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Number of seeds: 1, 2, … ")]
 PageOption = Annotated[

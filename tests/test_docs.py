@@ -1,0 +1,161 @@
+"""The pages are there, and lead where they say; no page or line of code is too long."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BUILT = ("_build", "_templates", "gallery", "generated")  # and not for people to write
+LONG = {"results.md"}  # and the reference
+MAX_LINES, MAX_WIDTH = 250, 88
+
+PAGES = [
+    path
+    for path in sorted(DOCS.rglob("*.md"))
+    if not {*BUILT, "results"} & {*path.relative_to(DOCS).parts[:-1]}
+]
+PACKAGES = ("", ".art", ".attacks", ".baselines", ".evaluation", ".nn")
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks_of(text):
+    """Yield the language and the lines of each fenced block."""
+    language, lines = None, []
+    for line in text.splitlines():
+        if language is None and (opening := re.match(r"\s*```([^`]*)$", line)):
+            language, lines = opening[1], []
+        elif language is not None and line.strip() == "```":
+            yield language, lines
+            language = None
+        elif language is not None:
+            lines.append(line)
+
+
+def prose_of(text):
+    """Text without its fenced blocks."""
+    return re.sub(r"(?ms)^\s*```[^`\n]*\n.*?^\s*```$", "", text)
+
+
+def anchors_of(path):
+    """Anchors of a page's headings, as MyST makes them."""
+    titles = re.findall(r"(?m)^#{1,3} (.+)$", prose_of(path.read_text("utf-8")))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links_of(text):
+    """Targets of a page's links and pictures that lie in the tree."""
+    prose = re.sub(r"`[^`\n]+`(?!\])", "", prose_of(text))
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    targets += re.findall(r"(?m)^:link: (\S+)$|^```\{image\} (\S+)$|^:file: (\S+)$", text)
+    flat = [t if isinstance(t, str) else next(filter(None, t)) for t in targets]
+    return [target for target in flat if not re.match(r"[a-z]+:", target)]
+
+
+def broken_links(path):
+    """Links of a page that lead nowhere."""
+    broken = []
+    for link in links_of(path.read_text("utf-8")):
+        target, _, anchor = link.partition("#")
+        found = (path.parent / target).resolve() if target else path
+        if {*BUILT} & {*found.parts[len(DOCS.parts) :]} and found.is_relative_to(DOCS):
+            continue  # is made with the site
+        if not found.exists():
+            found = found.with_name(found.name + ".md")  # a document, as sphinx names it
+        if not found.exists() or (anchor and anchor not in anchors_of(found)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=name_of)
+def test_links_lead_somewhere(path):
+    assert not broken_links(path)
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "there.md").write_text("# A heading, and more\n\n```\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](there.md) [b](there.md#a-heading-and-more) [c](there.md#no-heading) [d](gone.md)\n"
+        "```python\nx[0](y)\n```\n:link: gone\n"
+    )
+    assert broken_links(page) == ["there.md#no-heading", "gone.md", "gone"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_pages_are_short(path):
+    if path.name in LONG or path.parent.name == "reference":
+        pytest.skip("is looked up, not read")
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_code_does_not_scroll_sideways(path):
+    text = path.read_text("utf-8")
+    code = [line for language, lines in blocks_of(text) for line in lines if "{" not in language]
+    assert not [line for line in code if len(line) > MAX_WIDTH]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: f"skmrr{package}")
+def test_reference_has_each_public_name_in_its_place(package):
+    source = ROOT / "skmrr" / package.removeprefix(".") / "__init__.py"
+    tree = ast.parse(source.read_text("utf-8"))
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    text = (DOCS / "reference" / "api.md").read_text("utf-8")
+    # a part of the page goes from one ".. currentmodule::" to the next
+    modules = re.split(r"\.\. currentmodule:: (\S+)", text)[1:]
+    here = "".join(
+        content
+        for module, content in zip(modules[::2], modules[1::2], strict=True)
+        if module == f"skmrr{package}"
+    )
+    assert not set(names) - set(re.findall(r"\w+", here))
+
+
+def test_pages_stand_in_one_section():
+    """The sections are the kinds of pages; whoever adds a page has to choose."""
+    alone = {"index.md", "getting_started.md", "results.md", "challenge.md"}
+    sections = {"how_to", "explanation", "reference"}
+    for path in PAGES:
+        place = path.relative_to(DOCS)
+        assert place.parts[0] in sections if len(place.parts) > 1 else place.name in alone
+
+
+def test_code_of_the_home_page_runs(net, digits):
+    X, y = digits
+    (code,) = (
+        "\n".join(lines)
+        for language, lines in blocks_of((DOCS / "index.md").read_text("utf-8"))
+        if language == "python"
+    )
+    names = {"classifier": net, "X_train": X[:1000], "y_train": y[:1000]}
+    names |= {"X_new": X[1000:1500], "X": X[1500:]}
+    exec(code, names)
+    assert (names["ensemble"].classify(X[1500:]) == -1).mean() < 0.1
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(tmp_path):
+    for name in ("sphinx", "myst_parser", "sphinx_gallery", "sphinx_design", "sphinx_copybutton"):
+        pytest.importorskip(name)
+    options = ["-q", "-W", "--keep-going", "-b", "html", "-d", tmp_path / "doctrees"]
+    run = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, DOCS, tmp_path / "html"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "html" / "index.html").exists()
