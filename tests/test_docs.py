@@ -132,6 +132,26 @@ def test_pages_stand_in_one_section():
         assert place.parts[0] in sections if len(place.parts) > 1 else place.name in alone
 
 
+def test_figures_are_those_of_the_tables():
+    """README and the page of results say what the tables say; nobody types it."""
+    pytest.importorskip("pandas")
+    pytest.importorskip("tabulate")
+    from skmrr.bench.findings import findings_text
+    from skmrr.bench.report import assemble
+
+    found = findings_text(DOCS / "results")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    quoted = re.search(r"(?s)<!-- findings.*?-->\n(.*?)\n<!-- end of findings -->", readme)
+    assert quoted[1] == found
+    page = assemble(DOCS / "results", DOCS, summary=["## Findings", "", found, ""])
+    assert (DOCS / "results.md").read_text("utf-8") == page
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(re.findall(r"\w[\w'.-]*", re.sub(r"(?m)^\|.*$", "", prose_of(text)))) <= 700
+
+
 def test_code_of_the_home_page_runs(net, digits):
     X, y = digits
     (code,) = (

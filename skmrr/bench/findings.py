@@ -15,10 +15,13 @@ DETECTORS = (ENSEMBLE, CERTIFIED, "MagNet", "Efficient Defenses", "feature squee
 MISSING = "–"
 JPEG = "JPEG 75"
 EPS = 0.2
+# that the rows of any frame are chosen by
+COLUMNS = ("detector", "channel", "attack", "rows", "security_parameter")
 SAID = (
     "AUC: least over the attacks, of each image the success that the detector finds most normal, "
     "against all clean test images. SP 5 %: 5 % false alarms are promised. Passes: of the "
-    f"classifier, its own included. {MISSING}: not measured."
+    "classifier, its own included. The attacker who knows everything met an earlier version of "
+    f"the ensemble. {MISSING}: not measured."
 )
 
 
@@ -36,13 +39,14 @@ def findings(folder: Path) -> pd.DataFrame:
         f"… arrived as {JPEG}": cifar10.flagged(JPEG),
         "cost of scoring, CIFAR-10: passes": cifar10.cost(),
     }
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.reindex(columns=list(DETECTORS)).fillna(MISSING).rename_axis("finding")
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(DETECTORS))
+    return table.dropna(how="all").fillna(MISSING).rename_axis("finding")
 
 
 def findings_text(folder: Path) -> str:
-    """Findings as Markdown."""
-    return f"{findings(folder).to_markdown(disable_numparse=True)}\n\n{SAID}"
+    """Write the findings as Markdown; nothing where no report has any."""
+    table = findings(folder)
+    return f"{table.to_markdown(disable_numparse=True)}\n\n{SAID}" if len(table) else ""
 
 
 class Tables:
@@ -55,14 +59,13 @@ class Tables:
         """Rows of a frame; of a detector in several reports those of this package's alone."""
         homes = (f"table1-{self.dataset}{part}" for part in ("-ours", "", "-rivals"))
         paths = [self.folder / home / f"{name}.csv" for home in homes]
-        frames, known = [], set()
+        frames: list[pd.DataFrame] = []
+        known: set[str] = set()
         for path in filter(Path.is_file, paths):
             frame = pd.read_csv(path)
             frames.append(frame[~frame["detector"].isin(known)])
             known |= set(frame["detector"])
-        if not frames:
-            return pd.DataFrame(columns=["detector", "attack", "channel", "rows"])
-        return pd.concat(frames, ignore_index=True)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
 
     def area(self, channel: str = RAW) -> dict[str, str]:
         """AUC in the worst case, the mean over seeds."""
@@ -74,10 +77,10 @@ class Tables:
         """Share of clean images flagged at SP 5 %."""
         frame = self.frame("flagged")
         frame = frame[(frame["rows"] == CLEAN) & (frame["channel"] == channel)]
-        return shown(frame[np.isclose(frame["security_parameter"], 0.05)], "flagged", "{:.1%}")
+        return shown(frame[frame["security_parameter"] == ADAPTIVE_SP], "flagged", "{:.1%}")
 
     def cost(self) -> dict[str, str]:
-        """Passes of the classifier that scoring takes."""
+        """Cost of scoring, in passes of the classifier."""
         return shown(self.frame("cost"), "score_cost", "{:.1f}")
 
     def success(self) -> dict[str, str]:
@@ -92,5 +95,7 @@ class Tables:
 
 def shown(frame: pd.DataFrame, column: str, form: str) -> dict[str, str]:
     """Mean of a column by detector, as text."""
-    means = frame.groupby("detector")[column].mean() if len(frame) else pd.Series(dtype=float)
-    return {name: form.format(value) for name, value in means.items()}
+    if frame.empty:
+        return {}
+    means = frame.groupby("detector")[column].mean()
+    return {name: form.format(value).replace("%", " %") for name, value in means.items()}

@@ -218,8 +218,10 @@ def results(
 
     page = output / "results.md" if page is None else page
     with _friendly():
-        summary = ["## Findings", "", findings_text(output), ""]
-        text = assemble(output, page.parent, summary=summary)
+        found = findings_text(output)
+        text = assemble(
+            output, page.parent, summary=["## Findings", "", found, ""] if found else []
+        )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     typer.echo(f"written to {page}")
