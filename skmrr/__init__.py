@@ -19,7 +19,7 @@ from skmrr.nn.replica import replicate
 from skmrr.persistence import load, save
 from skmrr.threshold import FixedThresholdDetector
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Agreement",

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -367,3 +368,15 @@ def test_the_recipe_gives_nearly_the_same(tmp_path, clean, answers):
     assert (again(x).argmax(1).numpy() == answers).mean() > 0.97
     n_again = challenge.within_reach(folder=tmp_path).sum()
     assert abs(int(n_again) - int(challenge.within_reach().sum())) < 20
+
+
+def test_files_that_the_wheel_lacks_lie_where_data_sets_do(tmp_path, monkeypatch):
+    """The wheel has the weights of the challenge of digits alone."""
+    original = challenge_files.FOLDER
+    monkeypatch.setattr(challenge_files, "FOLDER", tmp_path / "package")
+    monkeypatch.setenv("SKMRR_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"SKMRR_DATA.*skmrr/bench/challenges"):
+        challenge_files.load("digits")
+    shutil.copytree(original, tmp_path / "data", ignore=shutil.ignore_patterns("mnist-*"))
+    assert challenge_files.load("digits").victim is not None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skmrr import persistence
 from skmrr.base import BaseDetector
+from skmrr.bench import data_files
 from skmrr.bench.challenge_entries import find
 from skmrr.bench.submissions import TOLERANCE
 from skmrr.bench.victims import load_victim, predict
@@ -46,6 +47,8 @@ def load(name: str = "digits", *, folder: str | PathLike | None = None) -> Defen
 
     Raises
     ------
+    FileNotFoundError
+        If a file came neither with the package nor lies where data sets do.
     ValueError
         If there is no such challenge, or a file is not the published one.
 
@@ -99,8 +102,16 @@ def within_reach(
 
 def paths_of(name: str, folder: str | PathLike | None = None) -> tuple[Path, Path]:
     """Files of the detector and of the victim."""
-    home = FOLDER if folder is None else Path(folder)
-    return home / f"{name}-detector.safetensors", home / f"{name}-victim.safetensors"
+    detector, victim = f"{name}-detector.safetensors", f"{name}-victim.safetensors"
+    if folder is not None:
+        return Path(folder) / detector, Path(folder) / victim
+    return published(detector), published(victim)
+
+
+def published(filename: str) -> Path:
+    """Return where a published file lies: in the package, or where data sets do."""
+    packaged = FOLDER / filename
+    return packaged if packaged.is_file() else data_files.find(filename) or packaged
 
 
 def read_victim_file(name: str, folder: str | PathLike | None = None) -> dict[str, Tensor]:
@@ -111,6 +122,11 @@ def read_victim_file(name: str, folder: str | PathLike | None = None) -> dict[st
 
 def _read(path: Path, sha256: str | None) -> bytes:
     """Read a file whose checksum is right."""
+    if not path.is_file() and path.parent == FOLDER:
+        raise FileNotFoundError(
+            f"{data_files.advice(path.name)} The repository of skmrr has it in "
+            "skmrr/bench/challenges; the wheel has the files of the challenge digits alone."
+        )
     data = path.read_bytes()
     found = _sha256(data)
     if sha256 not in (None, found):
