@@ -398,8 +398,11 @@ def small_run(tmp_path_factory):
             options = ["--quick", "--seeds", "1", "--attacked", "12", "--adaptive", "2"]
             words = ["bench", measure, *options, "--output", folder, "--threads", "1", *chosen]
             printed = succeed(patch, *words)
-            ours = "-ours" * (measure == "table1" and set(detectors) <= set(OURS))
-            home = folder / f"{measure}-digits{ours}{f'-effort{effort}' * (effort > 1)}"
+            whose = ""
+            if measure == "table1":
+                others = "" if ENSEMBLE in detectors else "-rivals"
+                whose = "-ours" if set(detectors) <= set(OURS) else others
+            home = folder / f"{measure}-digits{whose}{f'-effort{effort}' * (effort > 1)}"
             assert (home / "report.md").read_text("utf-8") in printed
             assert f"written to {home}" in printed
             return home

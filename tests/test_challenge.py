@@ -45,14 +45,22 @@ def right(network, clean):
     return np.flatnonzero(network.victim(torch.as_tensor(clean[0])).argmax(1).numpy() == clean[1])
 
 
-@pytest.mark.parametrize("name", challenge.CHALLENGES)
+# the wheel lacks the files of some
+READABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(not is_there, reason="the files are not there"))
+    for name in challenge.CHALLENGES
+    for is_there in [all(path.is_file() for path in challenge_files.paths_of(name))]
+]
+
+
+@pytest.mark.parametrize("name", READABLE)
 def test_the_files_are_the_published_ones_and_small(name):
     files = [path.read_bytes() for path in challenge_files.paths_of(name)]
     assert tuple(hashlib.sha256(data).hexdigest() for data in files) == find(name).sha256
     assert sum(map(len, files)) < 4 * 2**20
 
 
-@pytest.mark.parametrize("name", challenge.CHALLENGES)
+@pytest.mark.parametrize("name", READABLE)
 def test_each_challenge_is_read_without_its_images(name):
     network = challenge.load(name)
     assert not network.training
