@@ -10,6 +10,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
+    "1_quickstart/plot_own_model.py": ["--epochs", "2"],
+    "1_quickstart/plot_harmless.py": ["--epochs", "2"],
     "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
     "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
     "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
