@@ -12,10 +12,10 @@ SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
     "1_quickstart/plot_own_model.py": ["--epochs", "2"],
     "1_quickstart/plot_harmless.py": ["--epochs", "2"],
-    "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
-    "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "2_composition/plot_dictionary.py": ["--epochs", "2"],
+    "2_composition/plot_grid_search.py": ["--epochs", "1"],
     "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
-    "3_adaptive/plot_ensemble.py": ["--epochs", "2"],
+    "2_composition/plot_ensemble.py": ["--epochs", "2"],
     "3_adaptive/plot_evasion_cost.py": [
         *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
     ],
@@ -23,7 +23,7 @@ SMALL = {
 }
 SLOW = {
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
-    "1_quickstart/plot_dictionary.py",
+    "2_composition/plot_dictionary.py",
 }
 
 

@@ -2,8 +2,8 @@
 My own network, my own arrays
 =============================
 
-The network is a class of yours, and its images are bytes from 0 to 255 in arrays of yours. Guard it,
-show it images of another kind than those it knows, and read the alarms.
+The network is a class of yours, and its images are bytes from 0 to 255 in arrays of yours. Guard
+it, show it images of another kind than those it knows, and read the alarms.
 """
 
 import argparse
