@@ -16,9 +16,7 @@ SMALL = {
     "2_composition/plot_grid_search.py": ["--epochs", "1"],
     "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
     "2_composition/plot_ensemble.py": ["--epochs", "2"],
-    "3_adaptive/plot_evasion_cost.py": [
-        *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
-    ],
+    "3_adaptive/plot_evasion_cost.py": ["--epochs", "2", "--attacked", "4"],
     "5_service/plot_monitor.py": ["--runs", "1", "--campaigns", "1", "--rows", "2000"],
 }
 SLOW = {
