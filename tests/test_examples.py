@@ -17,7 +17,7 @@ SMALL = {
     "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
     "2_composition/plot_ensemble.py": ["--epochs", "2"],
     "3_adaptive/plot_evasion_cost.py": ["--epochs", "2", "--attacked", "4"],
-    "5_service/plot_monitor.py": ["--runs", "1", "--campaigns", "1", "--rows", "2000"],
+    "5_service/plot_monitor.py": ["--runs", "1", "--rows", "2000"],
 }
 SLOW = {
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
