@@ -25,7 +25,6 @@ SLOW = {
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
     "1_quickstart/plot_harmless.py",
     "2_composition/plot_dictionary.py",
-    "3_adaptive/plot_art.py",
     "3_adaptive/plot_evasion_cost.py",
     "5_service/plot_cluster.py",
 }
