@@ -1,5 +1,7 @@
 from importlib.metadata import version as installed_version
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 project = "skmrr"
 author = "the skmrr developers"
 copyright = f"2026, {author}"
@@ -61,12 +63,30 @@ def setup(app):
     app.connect("source-read", without_empty_lines)
 
 
+# In the order of somebody who learns; folders are in the order of their names.
+EXAMPLES = [
+    "plot_digits.py",
+    "plot_own_model.py",
+    "plot_harmless.py",
+    "plot_ensemble.py",
+    "plot_dictionary.py",
+    "plot_grid_search.py",
+    "plot_art.py",
+    "plot_evasion_cost.py",
+    "transformer.py",
+    "imagenet.py",
+    "serve.py",
+    "plot_monitor.py",
+    "plot_cluster.py",
+    "*",
+]
 sphinx_gallery_conf = {
     "examples_dirs": ["../examples"],
     "gallery_dirs": ["gallery"],
     # Show the examples without running them, some train for minutes. To run them:
     # sphinx-build -D sphinx_gallery_conf.filename_pattern=plot_ docs docs/_build/html
     "filename_pattern": r"(?!)",
+    "within_subsection_order": ExplicitOrder(EXAMPLES),
     "doc_module": ("skmrr",),
     "reference_url": {"skmrr": None},
     "show_memory": False,

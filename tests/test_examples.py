@@ -8,21 +8,27 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PAGES = sorted(EXAMPLES.glob("*/*.py"))
 SMALL = {
     "1_quickstart/plot_digits.py": ["--epochs", "2"],
-    "1_quickstart/plot_dictionary.py": ["--epochs", "2"],
-    "2_pipelines/plot_grid_search.py": ["--epochs", "1"],
+    "1_quickstart/plot_own_model.py": ["--epochs", "2"],
+    "1_quickstart/plot_harmless.py": ["--epochs", "2"],
+    "2_composition/plot_ensemble.py": ["--epochs", "2"],
+    "2_composition/plot_dictionary.py": ["--epochs", "2"],
+    "2_composition/plot_grid_search.py": ["--epochs", "1"],
     "3_adaptive/plot_art.py": ["--epochs", "2", "--attacked", "10"],
-    "3_adaptive/plot_ensemble.py": ["--epochs", "2"],
-    "3_adaptive/plot_evasion_cost.py": [
-        *("--epochs", "2", "--attacked", "4", "--steps", "3", "--members", "1"),
-    ],
-    "5_service/plot_monitor.py": ["--runs", "1", "--campaigns", "1", "--rows", "2000"],
+    "3_adaptive/plot_evasion_cost.py": ["--epochs", "2", "--attacked", "4"],
+    "5_service/plot_monitor.py": ["--runs", "1", "--rows", "5000"],
+    "5_service/plot_cluster.py": ["--rows", "1000"],
 }
 SLOW = {
     "1_quickstart/plot_digits.py",  # .ci/run runs it at full size
-    "1_quickstart/plot_dictionary.py",
+    "1_quickstart/plot_harmless.py",
+    "2_composition/plot_dictionary.py",
+    "3_adaptive/plot_evasion_cost.py",
+    "5_service/plot_cluster.py",
 }
+N_LINES = 120  # that an example stays under
 
 
 def is_script(path):
@@ -31,8 +37,13 @@ def is_script(path):
 
 
 def test_every_example_is_listed():
-    found = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/*.py") if is_script(path)}
+    found = {str(path.relative_to(EXAMPLES)) for path in PAGES if is_script(path)}
     assert found == set(SMALL)
+
+
+def test_examples_are_short():
+    lengths = {path.name: len(path.read_text("utf-8").splitlines()) for path in PAGES}
+    assert {name: n for name, n in lengths.items() if n >= N_LINES} == {}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +62,7 @@ def test_example_runs(example, tmp_path):
     assert list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_service_answers():
     for name in ("onnx", "onnxscript", "onnxruntime", "starlette", "httpx2"):
         pytest.importorskip(name)

