@@ -17,6 +17,7 @@ from skmrr.nn.members import ArrayStep
 from skmrr.nn.placement import module_dtype
 from skmrr.nn.rows import Rows
 from skmrr.nn.sparse_coding import SparseCoder
+from skmrr.nn.statistic import Statistic
 from skmrr.nn.tapped import HALVES
 from skmrr.threshold import risk_of
 from skmrr.whole_files import replaced
@@ -160,9 +161,11 @@ def _check_detector(detector) -> None:
         )
     detector._check_calibrated()
     for part in detector.module_.modules():
-        for kind, cure in OPAQUE.items():
-            if isinstance(part, kind):
-                raise TypeError(f"This {type(detector).__name__} cannot be exported: {cure}.")
+        cures = [cure for kind, cure in OPAQUE.items() if isinstance(part, kind)]
+        if isinstance(part, Statistic) and part.no_graph:
+            cures.append(part.no_graph)
+        for cure in cures:
+            raise TypeError(f"This {type(detector).__name__} cannot be exported: {cure}.")
 
 
 def _row_dtype(module: nn.Module, given: torch.dtype | None = None) -> torch.dtype:

@@ -127,6 +127,7 @@ class ConsistencyStatistic(ColumnStatistic):
     """
 
     classes: Tensor
+    no_graph = "its search asks for gradients, which a graph of rows has not; score with skmrr"
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ class Statistic(nn.Module, ABC):
     """Layers of the classifier that it looks at, as `skmrr.nn.Tapped` names them."""
     reads_logits: bool = False
     """Whether it looks at the classifier's logits."""
+    no_graph: str = ""
+    """Why `skmrr.export` cannot write it, and the cure; empty where it can."""
 
     @property
     def reads_pass(self) -> bool:
