@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import skmrr
 from skmrr import LatentDefender, MRREnsemble
 
 ONE_ROW = 1.5  # most of risk over module_
@@ -56,11 +57,13 @@ def medians(runs, repeats):
     ids=["small", "EfficientNet-Lite0"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_one_row(benchmark, build, shape, n_rows, repeats, most):
+def test_one_row(benchmark, build, shape, n_rows, repeats, most, tmp_path):
     """The default ensemble; its replica is not trained, which takes no part in the time.
 
-    `most` is that of module_ over the networks.
+    `most` is that of module_ over the networks. Beside them stands the exported file, which judges
+    without skmrr and torch.
     """
+    onnxruntime = pytest.importorskip("onnxruntime")
     torch.set_num_threads(1)
     victim = build()
     X = np.random.default_rng(0).random((n_rows, *shape), dtype=np.float32)
@@ -80,16 +83,25 @@ def test_one_row(benchmark, build, shape, n_rows, repeats, most):
         victim(x)
         replica(x)
 
+    # nothing is trained, so that all margins are small and rounding is large beside them
+    skmrr.export(ensemble, tmp_path / "detector.onnx", X, tolerance=0.01)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx", options)
+    given = {"x": row, "security_parameter": np.array(0.2)}
+
     runs = {
         "networks": networks,
         "module_": torch.no_grad()(lambda: module(x)),
         "risk": lambda: ensemble.risk(row),
+        "exported": lambda: session.run(None, given),
     }
     medians(runs, 3)
     seconds = medians(runs, repeats)
     ratios = {
         "risk / module_": round(seconds["risk"] / seconds["module_"], 2),
         "module_ / networks": round(seconds["module_"] / seconds["networks"], 2),
+        "exported / networks": round(seconds["exported"] / seconds["networks"], 2),
     }
     benchmark.extra_info.update(ratios)
     benchmark.pedantic(ensemble.risk, args=(row,), rounds=10)
