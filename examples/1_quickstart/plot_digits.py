@@ -115,3 +115,4 @@ print(f"\nsaved, loaded in another process: risks differ by {difference:g} at mo
 print(f"picture: {args.output / 'plot_digits.png'}")
 print("next: 1. plot_own_model.py, your own network  2. plot_harmless.py, JPEG and noise raise no")
 print("alarm  3. ../3_adaptive/plot_evasion_cost.py, an attacker who knows the detector")
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_digits.png"

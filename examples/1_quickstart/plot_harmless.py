@@ -114,3 +114,4 @@ axis.axhline(SP, color="black", linestyle="--", label=f"promised: {SP:.0%}", zor
 axis.legend(title="the detector was", loc="upper left")
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_harmless.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_harmless.png"

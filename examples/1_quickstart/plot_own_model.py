@@ -111,3 +111,4 @@ for axis, row in zip(axes.flat, worst, strict=True):
 fig.suptitle(f"The 12 most alarming of {len(incoming)} images")
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_own_model.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_own_model.png"

@@ -115,3 +115,4 @@ for axis in axes.flat:
 fig.colorbar(shown, ax=axes[:, 3], shrink=0.6)
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_dictionary.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_dictionary.png"

@@ -116,3 +116,4 @@ axis.set_title(f"Share of images flagged at SP = {SP:.0%}")
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_ensemble.png", dpi=120)
 print(pd.DataFrame(flagged, list(groups), judges).round(3))
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_ensemble.png"

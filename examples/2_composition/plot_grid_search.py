@@ -110,3 +110,4 @@ right.set_xticks(thresholds, [f"{threshold:.0%}" for threshold in thresholds])
 right.set_xticks([], minor=True)
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_grid_search.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_grid_search.png"

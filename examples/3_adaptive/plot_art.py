@@ -2,8 +2,7 @@
 Inside the Adversarial Robustness Toolbox
 =========================================
 
-Put a detector beside a classifier of ART. Then give ART's own attack the classifier alone, and
-then the classifier and the detector as one: an attacker that knows everything.
+Put a detector beside a classifier of ART. ART's own attack first knows one, and then both.
 """
 
 import argparse
@@ -117,3 +116,4 @@ fig.savefig(args.output / "plot_art.png", dpi=120)
 
 # %%
 # Read the red curve, as a lower bound: attacks made for detectors, `skmrr.attacks`, find more.
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_art.png"

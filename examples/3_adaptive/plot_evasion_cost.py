@@ -109,11 +109,10 @@ worst = {
 }
 print(pd.DataFrame({**worst, "certified, at most": bound}).round(3).to_string())
 
-# %%
-
 display = SuccessCurveDisplay.from_evaluation(outcomes)
 display.ax_.plot(EPS, bound, "--", color="C2", label="certified: no attack can exceed")
 display.ax_.set(title=f"The attacker knows all; {SP:.0%} false alarms promised")
 display.ax_.legend()
 args.output.mkdir(parents=True, exist_ok=True)
 display.figure_.savefig(args.output / "plot_evasion_cost.png", dpi=120, bbox_inches="tight")
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_evasion_cost.png"

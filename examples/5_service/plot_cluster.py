@@ -108,3 +108,4 @@ if __name__ == "__main__":
     axis.legend(loc="lower right", framealpha=1)
     args.output.mkdir(parents=True, exist_ok=True)
     fig.savefig(args.output / "plot_cluster.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_cluster.png"

@@ -104,3 +104,4 @@ right.set_title(f"{args.runs} campaigns for each share")
 right.legend()
 args.output.mkdir(parents=True, exist_ok=True)
 fig.savefig(args.output / "plot_monitor.png", dpi=120)
+# sphinx_gallery_thumbnail_path = "images/thumbnails/plot_monitor.png"
