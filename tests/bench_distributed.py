@@ -35,6 +35,9 @@ CHUNK = 4096
 PLANNED = 10**8
 MACHINES = (1, 4, 16)
 THREADS = 16  # of each planned machine
+# Dask's nannies have glibc give freed memory back at once, and take it again for the next step of
+# a network; both numbers have to be set, or torch's larger tensors are given back all the same.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 def victim():
@@ -243,13 +246,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**5, 10**6])
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--fitted", type=int, default=4000, help="rows that members are fitted on")
+    parser.add_argument("--fitted", type=int, default=20_000, help="rows that members are fitted on")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/distributed"))
     args = parser.parse_args()
     args.load = os.getloadavg()[0]
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    os.environ.update(KEEP_MEMORY)  # which the workers inherit
     options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
     with (
         tempfile.TemporaryDirectory() as folder,
