@@ -246,7 +246,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**5, 10**6])
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--fitted", type=int, default=20_000, help="rows that members are fitted on")
+    parser.add_argument(
+        "--fitted", type=int, default=20_000, help="rows that members are fitted on"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/distributed"))
     args = parser.parse_args()
