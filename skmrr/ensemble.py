@@ -24,6 +24,7 @@ from skmrr.defenders.margin import MarginDetector
 from skmrr.defenders.realigned import HALF, TWENTIETH, measure_tolerance
 from skmrr.distributed import as_frame, is_dask_array
 from skmrr.joining import as_statistic, detector_of, is_frozen, unfrozen
+from skmrr.networks import Packed
 from skmrr.nn.chain import move_apart
 from skmrr.nn.conditioning import ConditionalSurvival, LocalScale
 from skmrr.nn.fusion import Alone, CalibratedFusion, FusionRule
@@ -298,9 +299,9 @@ class MRREnsemble(BaseComposition, BaseDetector):
     def _fit_apart(self, members, rows, y, train) -> list:
         """Fit the members independently of each other."""
         new = [member for member in members if not is_frozen(member)]
+        classifier = Packed({"classifier": self.classifier})  # on its way to other processes
         jobs = (
-            delayed(_fit_member)(member, self.classifier, rows, y, train, self.classes_)
-            for member in new
+            delayed(_fit_sent)(member, classifier, rows, y, train, self.classes_) for member in new
         )
         fitted = Parallel(n_jobs=self.n_jobs, return_as="generator")(jobs)
         is_alone = effective_n_jobs(self.n_jobs) == 1  # members tell callbacks of their own parts
@@ -400,6 +401,11 @@ def _are_members(defenders) -> bool:
     return isinstance(defenders, list) and all(
         isinstance(member, tuple) and len(member) == 3 for member in defenders
     )
+
+
+def _fit_sent(member, packed: Packed, *args):
+    """Fit a member where it has been sent, with its classifier."""
+    return _fit_member(member, packed.state["classifier"], *args)
 
 
 def _fit_member(member, classifier, rows: Rows, y, train: np.ndarray, classes: np.ndarray):

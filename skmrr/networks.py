@@ -15,6 +15,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import Bunch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from skmrr._sklearn import CallbackSupportMixin
 from skmrr.nn.fingerprint import content
@@ -54,7 +55,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):
     def __getstate__(self):
         """Pack all networks together, those of estimators within too: what they share is shared."""
         state = dict(super().__getstate__())
-        return state if _is_packing.get() else {_PACKED: _Packed(state)}
+        return state if _is_packing.get() else {_PACKED: Packed(state)}
 
     def __setstate__(self, state):
         """Unpack the networks."""
@@ -79,11 +80,11 @@ def value_hash(value: Any) -> str:
 
     It is the same in every process, but for classes and functions of a notebook or script.
     """
-    return hashlib.sha256(_Packed({"value": value}).packed()).hexdigest()
+    return hashlib.sha256(Packed({"value": value}).packed()).hexdigest()
 
 
-class _Packed:
-    """State that pickles to bytes, the same for equal values."""
+class Packed:
+    """State that pickles to bytes, the same for equal values, whatever networks are part of it."""
 
     def __init__(self, state: dict[str, Any]):
         self.state = state
@@ -102,8 +103,8 @@ class _Packed:
         return _unpack, (self.packed(),)
 
 
-def _unpack(packed: bytes) -> _Packed:
-    return _Packed(pickle.loads(packed))
+def _unpack(packed: bytes) -> Packed:
+    return Packed(pickle.loads(packed))
 
 
 class _ValuePickler(cloudpickle.Pickler):
@@ -131,6 +132,11 @@ class _ValuePickler(cloudpickle.Pickler):
             return MarginStack, (obj.replicas, obj.fold)
         if type(obj) is Bunch:
             return Bunch, (), None, None, iter(_canonical(dict(obj)).items())
+        if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
+            parts = obj.parametrizations
+            assert isinstance(parts, nn.ModuleDict)
+            made = parametrize.type_before_parametrizations(obj), tuple(parts)
+            return _parametrized, made, _canonical(vars(obj))
         if isinstance(obj, nn.Module | BaseEstimator | Tap):
             reduced = obj.__reduce_ex__(4)
             in_order = isinstance(obj, BaseEstimator)
@@ -174,6 +180,18 @@ class _StringSet:
 
     def __reduce__(self):
         return set, (list(map(sys.intern, self.strings)),)
+
+
+def _parametrized(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Make a module without a state yet whose tensors of these names are parametrised.
+
+    torch makes a class for each such module, which it does not pickle.
+    """
+    module = kind.__new__(kind)
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
+    return module
 
 
 def _array(values: bytes, dtype: str, shape, is_fortran: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import Dataset, TensorDataset
 
 from skmrr import (
@@ -343,7 +344,10 @@ def test_fits_flat_rows_and_datasets(net, digits):
 
 
 def test_parallel_fit_is_the_same(net, digits):
+    """Also of a network that pickle by itself refuses."""
     X, y = digits
+    net = copy.deepcopy(net)
+    weight_norm(net[-1])
     params = {**coarse, "defenders": pair(net, brief)}
     one, two = (
         MRREnsemble(net, n_jobs=n_jobs, **params).fit(X[:600], y[:600]).score_samples(X[600:700])

@@ -227,6 +227,8 @@ def test_layers_that_are_more_than_numbers(network, digits, rows, path):
     detector = LatentDefender(replicate(network), classifier=network, **BRIEF)
     detector.fit(digits[0][:300], digits[1][:300])
     same(again(detector, path, classifier=network), detector, rows)
+    same(pickle.loads(pickle.dumps(detector)), detector, rows)
+    assert joblib.hash(detector) == joblib.hash(copy.deepcopy(detector))
 
 
 def test_nested_and_wrapped(net, digits, rows, path):
