@@ -136,6 +136,21 @@ def test_init_writes_what_it_has_found(home):
     assert (settings.mean, settings.std, settings.clip_values) == ([MEAN], [STD], [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["--mean", MEAN, "--std", STD], "add --grey"),
+        (["--grey", "--mean", ".1,.2,.3", "--std", "1,1,1"], "3 numbers, but rows .* 1 channels"),
+    ],
+    ids=["colours", "normalisation"],
+)
+def test_init_says_what_does_not_fit_the_classifier(bare, words, cure):
+    init = ["init", f"{MODULE}:Net", "weights.pt", "--data", "train", "--settings", "other.toml"]
+    _, stderr = run(bare, *init, *words, code=2)
+    assert re.search(cure, " ".join(stderr.split()))
+    assert not (bare / "other.toml").exists()
+
+
 def test_score_is_a_few_lines_of_the_library(home, digits):
     stdout, stderr = run(home, "score", "test")
     rows = scored(stdout)

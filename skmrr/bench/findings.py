@@ -18,10 +18,10 @@ EPS = 0.2
 # that the rows of any frame are chosen by
 COLUMNS = ("detector", "channel", "attack", "rows", "security_parameter")
 SAID = (
-    "AUC: of the worst case, that is of each image's success that the detector finds most normal, "
-    "against all clean test images. SP 5 %: 5 % false alarms are promised. Passes: of the "
-    "classifier, its own included. The attacker who knows everything met an earlier version of "
-    f"the ensemble. {MISSING}: not measured."
+    "AUC: of the worst case. Of each image it takes the one success that looks most normal to the "
+    "detector, and compares these with all clean test images. SP 5 %: 5 % false alarms are "
+    "promised. Passes: of the classifier, its own included. The attacker who knows everything met "
+    f"an earlier version of the ensemble. {MISSING}: not measured."
 )
 
 

@@ -140,6 +140,8 @@ def _fill(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     others = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(others)}
     told = [f"{what}: {shortened(keys)}" for what, keys in problems.items() if keys]
+    if unexpected and all(key.startswith("module.") for key in unexpected):
+        told.append("of a DataParallel, write net.module.state_dict()")
     if told:
         raise ValueError(f"{name} does not fit the network; {'; '.join(told)}.")
     network.load_state_dict(state)

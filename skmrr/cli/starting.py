@@ -1,10 +1,12 @@
 """What ``skmrr init`` finds out by itself, and whether the classifier works as the settings say."""
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from skmrr.cli.classifiers import count_logits, decisions, load_classifier
 from skmrr.cli.data import Data, class_numbers, open_data
@@ -48,13 +50,33 @@ def _size_in(folder: Path) -> list[int] | None:
     return None
 
 
+def _count_logits(classifier: nn.Module, x: Tensor) -> int:
+    """Count the logits; if the classifier wants grey images, say so."""
+    try:
+        return count_logits(classifier, x)
+    except ValueError as error:
+        if x.shape[1] == 3:
+            with suppress(ValueError):
+                count_logits(classifier, x[:, :1])
+                raise TypeError(
+                    "The classifier takes images of one channel, and was given three: add --grey."
+                ) from error
+        raise
+
+
 def _try(settings: Settings, data: Data) -> None:
     """Ask the classifier about some rows, and tell how many it gets right."""
     classifier = load_classifier(settings)
     some = np.random.default_rng(0).permutation(len(data))[:TRIED_ROWS]
     rows = sound_rows(data.at(sorted(some.tolist())), workers=0, skip=True)
     x = torch.as_tensor(rows.array())
-    n_logits = count_logits(classifier, x)
+    mean = settings.mean
+    if mean is not None and len(mean) not in (1, x.shape[1]):
+        raise ValueError(
+            f"mean and std have {len(mean)} numbers, but rows of shape {tuple(x.shape[1:])} have "
+            f"{x.shape[1]} channels: give one number for each, or one for all."
+        )
+    n_logits = _count_logits(classifier, x)
     y = class_numbers(rows.data, settings.classes, n_logits)
     text = f"the classifier takes rows of shape {tuple(x.shape[1:])} and has {n_logits} logits"
     if y is not None:
