@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def right(network, clean):
     return np.flatnonzero(network.victim(torch.as_tensor(clean[0])).argmax(1).numpy() == clean[1])
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "challenge.md"
 # the wheel lacks the files of some
 READABLE = [
     pytest.param(name, marks=pytest.mark.skipif(not is_there, reason="the files are not there"))
@@ -70,6 +72,19 @@ def test_each_challenge_is_read_without_its_images(name):
     assert 0 < reach.sum() < 0.2 * attacked.sum()
     assert (attacked | ~reach).all()
     assert f"more than {reach.sum()} of them" in challenge.describe(name)
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="only a checkout has the pages")
+@pytest.mark.parametrize("name", READABLE)
+def test_the_page_has_the_figures_of_the_files(name):
+    (row,) = (
+        line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| `{name}`")
+    )
+    _, _, eps, counted, bound, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    attacked = challenge_files.read_victim_file(name)["attacked"].numpy()
+    assert float(eps) == max(find(name).eps)
+    assert int(counted.replace(",", "")) == attacked.sum()
+    assert bound == f"{challenge.within_reach(name).sum() / attacked.sum():.1%}".replace("%", " %")
 
 
 def test_unknown_names_and_radii_list_those_there_are():
