@@ -110,8 +110,15 @@ def paths_of(name: str, folder: str | PathLike | None = None) -> tuple[Path, Pat
 
 def published(filename: str) -> Path:
     """Return where a published file lies: in the package, or where data sets do."""
-    packaged = FOLDER / filename
-    return packaged if packaged.is_file() else data_files.find(filename) or packaged
+    if (FOLDER / filename).is_file():
+        return FOLDER / filename
+    found = data_files.find(filename)
+    if found is None:
+        raise FileNotFoundError(
+            f"{data_files.advice(filename)} The repository of skmrr has it in "
+            "skmrr/bench/challenges; the wheel has the files of the challenge digits alone."
+        )
+    return found
 
 
 def read_victim_file(name: str, folder: str | PathLike | None = None) -> dict[str, Tensor]:
@@ -122,11 +129,6 @@ def read_victim_file(name: str, folder: str | PathLike | None = None) -> dict[st
 
 def _read(path: Path, sha256: str | None) -> bytes:
     """Read a file whose checksum is right."""
-    if not path.is_file() and path.parent == FOLDER:
-        raise FileNotFoundError(
-            f"{data_files.advice(path.name)} The repository of skmrr has it in "
-            "skmrr/bench/challenges; the wheel has the files of the challenge digits alone."
-        )
     data = path.read_bytes()
     found = _sha256(data)
     if sha256 not in (None, found):
