@@ -161,11 +161,15 @@ def _check_detector(detector) -> None:
         )
     detector._check_calibrated()
     for part in detector.module_.modules():
-        cures = [cure for kind, cure in OPAQUE.items() if isinstance(part, kind)]
-        if isinstance(part, Statistic) and part.no_graph:
-            cures.append(part.no_graph)
-        for cure in cures:
+        if cure := _cure(part):
             raise TypeError(f"This {type(detector).__name__} cannot be exported: {cure}.")
+
+
+def _cure(part: nn.Module) -> str:
+    """Why no graph can hold a part, and the cure; empty where one can."""
+    if isinstance(part, Statistic) and part.no_graph:
+        return part.no_graph
+    return next((cure for kind, cure in OPAQUE.items() if isinstance(part, kind)), "")
 
 
 def _row_dtype(module: nn.Module, given: torch.dtype | None = None) -> torch.dtype:

@@ -1,7 +1,6 @@
 """What ``skmrr init`` finds out by itself, and whether the classifier works as the settings say."""
 
 import dataclasses
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +54,20 @@ def _count_logits(classifier: nn.Module, x: Tensor) -> int:
     try:
         return count_logits(classifier, x)
     except ValueError as error:
-        if x.shape[1] == 3:
-            with suppress(ValueError):
-                count_logits(classifier, x[:, :1])
-                raise TypeError(
-                    "The classifier takes images of one channel, and was given three: add --grey."
-                ) from error
+        if x.ndim == 4 and x.shape[1] == 3 and _takes(classifier, x[:, :1]):
+            raise ValueError(
+                "The classifier takes images of one channel, and was given three: add --grey."
+            ) from error
         raise
+
+
+def _takes(classifier: nn.Module, x: Tensor) -> bool:
+    """Whether a classifier takes such rows."""
+    try:
+        count_logits(classifier, x)
+    except ValueError:
+        return False
+    return True
 
 
 def _try(settings: Settings, data: Data) -> None:
