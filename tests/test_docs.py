@@ -136,15 +136,12 @@ def test_figures_are_those_of_the_tables():
     """README and the page of results say what the tables say; nobody types it."""
     pytest.importorskip("pandas")
     pytest.importorskip("tabulate")
-    from skmrr.bench.findings import findings_text
-    from skmrr.bench.report import assemble
+    from skmrr.bench.findings import findings_text, results_page
 
-    found = findings_text(DOCS / "results")
     readme = (ROOT / "README.md").read_text("utf-8")
     quoted = re.search(r"(?s)<!-- findings.*?-->\n(.*?)\n<!-- end of findings -->", readme)
-    assert quoted[1] == found
-    page = assemble(DOCS / "results", DOCS, summary=["## Findings", "", found, ""])
-    assert (DOCS / "results.md").read_text("utf-8") == page
+    assert quoted[1] == findings_text(DOCS / "results")
+    assert (DOCS / "results.md").read_text("utf-8") == results_page(DOCS / "results", DOCS)
 
 
 def test_the_readme_is_short():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from skmrr.bench.peers import ADAPTIVE_SP, pooled_success
+from skmrr.bench.report import assemble
 from skmrr.bench.systems import CERTIFIED, ENSEMBLE
 from skmrr.evaluation.channels import RAW
 from skmrr.evaluation.siege import WORST
@@ -49,8 +50,14 @@ def findings_text(folder: Path) -> str:
     return f"{table.to_markdown(disable_numparse=True)}\n\n{SAID}" if len(table) else ""
 
 
+def results_page(folder: Path, page_folder: Path) -> str:
+    """Join the findings and all reports in a folder to one page of Markdown."""
+    found = findings_text(folder)
+    return assemble(folder, page_folder, summary=["## Findings", "", found, ""] if found else [])
+
+
 class Tables:
-    """Frames of one data set from all reports of table 1, each detector's newest."""
+    """Frames of one data set from all reports of table 1."""
 
     def __init__(self, folder: Path, dataset: str):
         self.folder, self.dataset = Path(folder), dataset

@@ -213,15 +213,11 @@ def results(
     page: PageOption = None,
 ) -> None:
     """Join all reports in the folder to one page of Markdown."""
-    from skmrr.bench.findings import findings_text
-    from skmrr.bench.report import assemble
+    from skmrr.bench.findings import results_page
 
     page = output / "results.md" if page is None else page
     with _friendly():
-        found = findings_text(output)
-        text = assemble(
-            output, page.parent, summary=["## Findings", "", found, ""] if found else []
-        )
+        text = results_page(output, page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     typer.echo(f"written to {page}")
