@@ -276,7 +276,9 @@ class MRREnsemble(BaseComposition, BaseDetector):
             explorers = [
                 detector
                 for detector, _ in new
-                if isinstance(detector, LatentDefender) and getattr(detector, name) == "auto"
+                if isinstance(detector, LatentDefender)
+                and getattr(detector, name) == "auto"
+                and detector._trains_on(rows)
             ]
             if explorers and self.classifier is not None:  # measured once for all
                 radius = measure_tolerance(

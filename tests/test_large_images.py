@@ -66,10 +66,10 @@ def test_batches_are_that_large_and_no_score_depends_on_it(photographs, monkeypa
     assert small.batch_size_ == 32
 
 
-def test_a_replica_sees_large_images_at_half_their_size(photographs):
+def test_a_replica_sees_large_images_at_three_quarters_of_their_size(photographs):
     X = torch.as_tensor(photographs[0])
     for network, images, scale in (
-        (pooled(), X, 0.5),
+        (pooled(), X, 0.75),
         (pooled(), X[:, :, :64, :64], 1.0),
         (rigid(), X, 1.0),  # takes no other size
     ):
@@ -87,18 +87,51 @@ def test_a_replica_sees_large_images_at_half_their_size(photographs):
             replicate(pooled(), scale=bad)
 
 
-def test_the_default_ensemble_does_so_by_itself(photographs):
+def test_the_default_ensemble_does_so_by_itself_and_trains_nothing(photographs):
     X, y = photographs
-    ensemble = MRREnsemble(
-        pooled(),
-        estimator=LatentDefender(max_epochs=1, exploration_radius=0.01, transfer_radius=0.02),
-        **{**SHARED, "security_parameter": 0.2},
-        calibration_fraction=0.4,
-    )
+    victim = pooled()
+    params = {**SHARED, "security_parameter": 0.2, "calibration_fraction": 0.4}
+    ensemble = MRREnsemble(victim, **params)
     with pytest.warns(UserWarning, match="for what y says"):
         ensemble.fit(X, y)
-    latent_map = ensemble.named_defenders_.latent_0.latent_map_
-    assert latent_map.scale == 0.5
-    assert latent_map.layer == "1.4:input"
+    member = ensemble.named_defenders_.latent_0
+    assert member.history_ == {"loss": [], "held_out_loss": []}
+    assert member.exploration_radius_ == member.transfer_radius_ == 0  # not even measured
+    assert member.latent_map_.scale == 0.75
+    assert member.latent_map_.layer == "1.4:input"
     assert np.isfinite(ensemble.score_samples(X)).all()
     assert ensemble.evidence_.members.stack is None  # a single replica without normalisation
+    x = torch.as_tensor(X[:4])
+    logits = member.latent_map_.features_and_logits(x)[1]
+    order = victim(Shrunk(0.75)(x)).argsort(1)
+    torch.testing.assert_close(logits.argsort(1), order)  # the classifier's own, but for a scale
+
+
+@pytest.mark.parametrize(
+    ("params", "n_epochs"),
+    [
+        ({}, 0),
+        ({"realign": True, "max_epochs": 2}, 2),
+        ({"module": replicate(pooled(), width=0.5, scale=0.5), "max_epochs": 2}, 2),
+    ],
+)
+def test_a_copy_at_another_size_is_trained_on_demand(photographs, params, n_epochs):
+    X, y = photographs
+    params = {"module": replicate(pooled(), scale=0.5)} | params
+    defender = LatentDefender(**params, security_parameter=0.2, random_state=0).fit(X, y)
+    assert len(defender.history_["loss"]) == n_epochs
+
+
+@pytest.mark.parametrize(
+    "params", [{"max_epochs": 2}, {"max_time": 1.0}, {"gamma": 0.1}, {"exploration_radius": 0.1}]
+)
+def test_parameters_of_a_training_that_does_not_take_place_are_refused(photographs, params):
+    X, y = photographs
+    shared = {"security_parameter": 0.2, "random_state": 0}
+    defender = LatentDefender(replicate(pooled(), scale="auto"), **shared, **params)
+    name = next(iter(params))
+    with pytest.raises(ValueError, match=rf"{name}=.* has no effect: .*realign=True"):
+        defender.fit(X, y)
+    small = X[:, :, :8, :8]
+    if name != "max_time":
+        defender.fit(small, y)

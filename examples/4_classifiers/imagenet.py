@@ -7,9 +7,10 @@ all. Here EfficientNet-Lite0 is guarded by an ensemble fitted on six hundred pho
 them of classes that the others do not show. It needs two files, which the
 how-to page on reproducing results names, and ``pip install "skmrr[imagenet]"``.
 
-So few photographs can teach a copy of the classifier less than it knows already. The copy is
-therefore left as it is, and sees the photograph at three quarters of its size: what an attack has
-fitted to the pixels, another grid of pixels shows less of.
+Beside the classifier's own margin the ensemble looks at the margin of a copy of the classifier,
+which sees the photograph at three quarters of its size: what an attack has fitted to the pixels,
+another grid of pixels shows less of. So few photographs could teach the copy less than it knows
+already, and it is left as it is.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from skmrr import LatentDefender, MRREnsemble, replicate
+from skmrr import MRREnsemble
 from skmrr.art import as_art_classifier, paper_attacks, run_attacks
 from skmrr.bench.images import load_imagenette, load_nips2017
 from skmrr.bench.victims import predict, read_efficientnet
@@ -54,7 +55,6 @@ print(f"{len(np.unique(y[fit]))} classes to fit on; classifier right on {is_righ
 start = time.perf_counter()
 ensemble = MRREnsemble(
     victim,
-    estimator=LatentDefender(replicate(victim, scale=0.75), realign=False),
     clip_values=(0, 1),
     calibration_fraction=0,
     random_state=args.seed,

@@ -97,8 +97,12 @@ def fit(
     noise: Annotated[
         bool, typer.Option("--noise", help="Add members that see noise, for one clean source.")
     ] = False,
-    max_epochs: Annotated[int, typer.Option(min=1, help="Passes of the training.")] = 20,
-    max_time: Annotated[float | None, typer.Option(help="Minutes a training may take.")] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train for so many passes, 20 where it trains anyway.")
+    ] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Train for so many minutes at most.")
+    ] = None,
     random_state: Annotated[int, typer.Option(help="Seed.")] = 0,
     device: DeviceOption = "cpu",
     workers: WorkersOption = 0,
@@ -115,7 +119,11 @@ def fit(
     classifier = load_classifier(known, device)
     rows = read_rows(data, known, workers, on_error)
     y = class_numbers(rows.data, known.classes, count_logits(classifier, rows.example))
-    template = default_template(classifier).set_params(max_epochs=max_epochs, max_time=max_time)
+    template = default_template(classifier).set_params(max_time=max_time)
+    if max_epochs is not None:
+        template.set_params(max_epochs=max_epochs)
+    if max_epochs is not None or max_time is not None:
+        template.set_params(realign=True)  # photographs too, for which by default nothing is
     members = default_defenders(classifier, latent=template, n_latent=latent, noise=noise)
     fitted = MRREnsemble(
         classifier,

@@ -34,7 +34,8 @@ def default_defenders(
         The victim, rows of X → logits.
     latent : LatentDefender, optional
         Template of the latent defenders. Without a module of its own each gets a replica of the
-        classifier, which sees images of 128 pixels a side and more at half their size. By default
+        classifier, which sees images of 128 pixels a side and more at three quarters of their size,
+        and is not trained then. By default
         ``LatentDefender(exploration_radius="auto", transfer_radius="auto", learning_rate=3e-3)``,
         without exploration where there is no classifier; narrow replicas, which start from
         nothing, explore for themselves alone.

@@ -17,6 +17,7 @@ from skmrr.nn.latent_statistics import LatentContrast, LatentLikelihood, LatentM
 from skmrr.nn.learnt_classes import LearntClasses
 from skmrr.nn.placement import as_input, draw_seed, module_device, seeded
 from skmrr.nn.replica import CosineMap, LatentMap, Replica
+from skmrr.nn.rows import Rows
 from skmrr.nn.tapped import Tapped, own_copy, shared_copy
 from skmrr.nn.trials import explaining
 
@@ -56,9 +57,11 @@ class LatentDefender(RealignedDefender):
     n_components : int or float, default=0.99
         Dimension of the subspace of ``ppca`` and ``distance``, or the share of variance it keeps.
         Without such a density it has no effect.
-    realign : bool, default=True
+    realign : bool or "auto", default="auto"
         Whether to fine-tune the map. Without, the density alone is fitted. A single class leaves
-        nothing to realign.
+        nothing to realign. ``"auto"``: unless it is a replica that sees smaller images than the
+        classifier does. What fools the classifier seldom fools its copy at another size, and
+        training the copy took from that in our measurements.
     clustering : {"paper", "program"}, default="paper"
         Clustering loss of the text, or of the authors' released program.
     gamma : float, default=0.01
@@ -102,7 +105,7 @@ class LatentDefender(RealignedDefender):
     statistic: str = "auto"
     density: str = "ppca"
     n_components: float = 0.99
-    realign: bool = True
+    realign: bool | Literal["auto"] = "auto"
     clustering: str = "paper"
     gamma: float = 0.01
     exploration_radius: float | Literal["auto"] = 0.0
@@ -117,7 +120,7 @@ class LatentDefender(RealignedDefender):
             Interval(Integral, 1, None, closed="left"),
             Interval(Real, 0, 1, closed="neither"),
         ],
-        "realign": ["boolean"],
+        "realign": ["boolean", StrOptions({"auto"})],
         "clustering": [StrOptions({"paper", "program"})],
         "gamma": [Interval(Real, 0, None, closed="left")],
         "exploration_radius": RealignedDefender._radius_constraint,
@@ -130,24 +133,45 @@ class LatentDefender(RealignedDefender):
 
     @property
     def _realigns(self):
-        return self.realign
+        return bool(self.realign)
+
+    @property
+    def _n_parts(self):
+        return None if self._depends_on_rows else super()._n_parts
+
+    @property
+    def _depends_on_rows(self) -> bool:
+        """Whether it is for the rows to tell if anything is trained."""
+        module = self.module
+        is_copy = isinstance(module, Replica) and module.width == 1
+        return self.realign == "auto" and is_copy and module.scale != 1
+
+    def _trains_on(self, rows: Rows) -> bool:
+        """Whether fit trains the map on rows like these."""
+        if not self._depends_on_rows:
+            return self._realigns
+        assert isinstance(self.module, Replica)
+        return self.module.scale_for(rows.take([0, 0])) == 1
 
     def _fit_statistic(self, rows, columns, train, random_state):
         learnt = LearntClasses(columns, train, len(self.classes_))
         statistic = self._resolve_statistic(len(learnt))
-        self._check_unused(statistic)
+        is_trained = self._trains_on(rows)
+        self._check_unused(statistic, is_trained)
         if self.transfer_radius != 0 and isinstance(self.module, Replica) and self.module.width < 1:
             raise ValueError(
                 f"transfer_radius={self.transfer_radius!r} trains on what deceives the map that "
                 "the training starts from, but a narrow replica starts from nothing: set "
                 "transfer_radius=0, or width=1."
             )
-        radius = self._resolve_radius(self.exploration_radius, rows, train, random_state)
-        reach = self._resolve_radius(self.transfer_radius, rows, train, random_state, HALF)
+        radius = reach = 0.0
+        if is_trained:
+            radius = self._resolve_radius(self.exploration_radius, rows, train, random_state)
+            reach = self._resolve_radius(self.transfer_radius, rows, train, random_state, HALF)
         self.exploration_radius_, self.transfer_radius_ = radius, reach
         latent_map, centres = self._initial_map(rows, columns, train, random_state)
         self.history_: dict[str, list[float]] = {"loss": [], "held_out_loss": []}
-        if self.realign and len(learnt) > 1:
+        if is_trained and len(learnt) > 1:
             explorer: Explorer = RowsAlone()
             if radius > 0 or reach > 0:
                 explorer = BallExplorer(
@@ -204,13 +228,21 @@ class LatentDefender(RealignedDefender):
             )
         return "likelihood"
 
-    def _check_unused(self, statistic: str) -> None:
+    def _check_unused(self, statistic: str, is_trained: bool) -> None:
         if statistic == "margin":
             self._refuse_unused("density", because="a margin needs no density")
         if not self.realign:
             self._refuse_unused(
                 *("clustering", "gamma", "exploration_radius", "transfer_radius", *TRAINING),
                 because="realign=False trains nothing",
+            )
+        elif not is_trained:
+            # The template of an ensemble's default has a learning rate and radii of "auto".
+            radii = "exploration_radius", "transfer_radius"
+            self._refuse_unused(
+                *("clustering", "gamma", *set(TRAINING) - {"learning_rate"}),
+                *(name for name in radii if getattr(self, name) != "auto"),
+                because="a copy that sees smaller images is not trained unless realign=True",
             )
         if self.exploration_radius == 0 and self.transfer_radius == 0:
             self._refuse_unused(

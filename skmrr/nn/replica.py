@@ -28,7 +28,7 @@ from skmrr.nn.tapped import (
 )
 
 FEATURES, NATURAL = "features", "natural features"  # what a checkpoint keeps of a pass
-LARGE_SIDE, HALF = 128, 0.5  # pixels of an image's side from which on scale="auto" halves it
+LARGE_SIDE, SMALLER = 128, 0.75  # what scale="auto" is from so many pixels a side on
 COSINE_SCALE = 16.0  # norm given to a unit feature before a cosine head
 
 
@@ -85,8 +85,8 @@ class Replica(LatentMap):
         Share of the channels and units of each hidden layer. Below 1 the first rows that the
         replica sees make it an untrained network of that width.
     scale : float or "auto", default=1.0
-        Share of the height and width of an image that the replica sees. ``"auto"`` is a half for
-        images of 128 pixels a side and more, if the network takes such, else 1.
+        Share of the height and width of an image that the replica sees. ``"auto"`` is three
+        quarters for images of 128 pixels a side and more, if the network takes such, else 1.
     """
 
     def __init__(
@@ -122,12 +122,17 @@ class Replica(LatentMap):
         layer = self.layer or head_input(self.network, x)
         if self.width < 1:
             self.network = narrow(self.network, self.width, x)
-        if self.scale == "auto":
-            self.scale = HALF if _can_be_halved(self.network, x) else 1.0
+        self.scale = self.scale_for(x)
         if self.scale < 1:
             self.network = nn.Sequential(Shrunk(self.scale), self.network)
             layer = f"1.{layer}"
         self._attach(layer)
+
+    def scale_for(self, x: Tensor) -> float:
+        """Share of the height and width that it sees of images like these few."""
+        if self.scale == "auto":
+            return SMALLER if _can_be_smaller(self.network, x) else 1.0
+        return self.scale
 
     def _attach(self, layer: str) -> None:
         self.checkpoint.attach(self.network, layer)
@@ -202,14 +207,14 @@ class Shrunk(nn.Module):
 
 
 @torch.no_grad()
-def _can_be_halved(network: nn.Module, x: Tensor) -> bool:
-    """Whether rows are large images that a network takes at half their size too."""
+def _can_be_smaller(network: nn.Module, x: Tensor) -> bool:
+    """Whether rows are large images that a network takes at a smaller size too."""
     if x.ndim != 4 or min(x.shape[2:]) < LARGE_SIDE:
         return False
     copied = shared_copy(network)
     x = as_input(x[:2], copied)
     try:
-        return copied(Shrunk(HALF)(x)).shape == copied(x).shape
+        return copied(Shrunk(SMALLER)(x)).shape == copied(x).shape
     except RuntimeError:
         return False
 
@@ -281,8 +286,8 @@ def replicate(
         of the classifier, but an untrained network of its architecture that costs less.
     scale : float or "auto", default=1.0
         Share of the height and width of an image that the replica sees: at a half it costs a
-        quarter. ``"auto"`` is a half for images of 128 pixels a side and more, if the classifier
-        takes such, else 1.
+        quarter. ``"auto"`` is three quarters for images of 128 pixels a side and more, if the
+        classifier takes such, else 1.
 
     Returns
     -------
