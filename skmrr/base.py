@@ -482,7 +482,13 @@ class BaseDetector(RiskMixin, RowReader, NetworkEstimator, ABC):
             train, held_out = train_test_split(
                 clean, test_size=self.calibration_fraction, random_state=random_state
             )
-        check_enough(self._n_ranked(len(held_out)), self.security_parameter, len(clean))
+        check_enough(
+            self._n_ranked(len(held_out)),
+            self.security_parameter,
+            len(clean),
+            or_else=", or hold out more by calibration_fraction, or none (0) and call calibrate "
+            "with other rows",
+        )
         return np.sort(train), np.sort(held_out)
 
     def _read_for_scoring(self, X, labels) -> tuple[Rows, np.ndarray | None]:

@@ -45,17 +45,18 @@ def check_numbered(labels: np.ndarray, n_logits: int | None, name: str) -> np.nd
     return labels
 
 
-def check_enough(n_rows: int, security_parameter: float, n_samples: int) -> None:
+def check_enough(
+    n_rows: int, security_parameter: float, n_samples: int, *, or_else: str = ""
+) -> None:
     """Raise a ValueError if `n_rows` cannot promise a false-alarm rate.
 
-    The smallest rank p-value among n rows is 1 / (n + 1).
+    The smallest rank p-value among n rows is 1 / (n + 1). `or_else` is a cure beside more rows.
     """
     needed = math.ceil(1 / security_parameter - 1e-9) - 1
     if n_rows < needed:
         raise ValueError(
             f"Too few calibration rows: {n_rows} of n_samples={n_samples} would set the threshold, "
-            f"but security_parameter={security_parameter} takes at least {needed}. Give "
-            f"{math.ceil(n_samples * needed / max(n_rows, 1))} rows, better many more, or raise "
-            "security_parameter; in fit raise calibration_fraction, or set it to 0 and call "
-            "calibrate with other rows."
+            f"but a false-alarm rate of security_parameter={security_parameter} takes at least "
+            f"{needed}. Give {math.ceil(n_samples * needed / max(n_rows, 1))} rows, better many "
+            f"more, or promise a higher rate{or_else}."
         )

@@ -84,13 +84,13 @@ def test_the_page_has_the_figures_of_the_files(name):
 
 
 def test_unknown_names_and_radii_list_those_there_are():
-    with pytest.raises(ValueError, match="there are: digits, mnist"):
+    with pytest.raises(ValueError, match="there are: digits, mnist, cifar10"):
         challenge.load("svhn")
     with pytest.raises(ValueError, match=r"it has \(0.1,\)"):
         challenge.within_reach(eps=0.2)
     result = run("info", "--name", "svhn")
     assert result.exit_code == 2
-    assert "digits, mnist" in result.output
+    assert "digits, mnist, cifar10" in result.output
 
 
 def test_loading_gives_the_same_each_time_and_leaves_the_generator(network, clean):
@@ -278,7 +278,7 @@ def made_up(net, digits, monkeypatch, tmp_path):
         rows=lambda part: (X[rows[part]], y[rows[part]]),
         victim=lambda: net,
         publishes_victim=False,
-        recipe=lambda X, y, verbose: MarginDetector(net, random_state=0).fit(X, y),
+        recipe=lambda X, y, checkpoint, verbose: MarginDetector(net, random_state=0).fit(X, y),
     )
     monkeypatch.setitem(challenge.CHALLENGES, "made up", entry)
     sums = challenge.save(challenge.build("made up"), tmp_path, "made up")
@@ -371,7 +371,7 @@ def test_a_file_that_is_none_is_a_message(tmp_path):
 
 
 def test_build_writes_what_the_recipe_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(challenge, "build", lambda name, verbose: f"trained {name}")
+    monkeypatch.setattr(challenge, "build", lambda name, checkpoint, verbose: f"trained {name}")
     monkeypatch.setattr(challenge, "save", lambda detector, folder, name: (detector, name))
     result = run("build", tmp_path / "new", "--name", "mnist")
     assert (tmp_path / "new").is_dir()  # before half an hour of training is lost
@@ -397,5 +397,5 @@ def test_files_that_the_wheel_lacks_lie_where_data_sets_do(tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match=r"SKMRR_DATA.*skmrr/bench/challenges"):
         challenge_files.load("digits")
-    shutil.copytree(original, tmp_path / "data", ignore=shutil.ignore_patterns("mnist-*"))
+    shutil.copytree(original, tmp_path / "data", ignore=shutil.ignore_patterns("mnist-*", "cifar10-*"))
     assert challenge_files.load("digits").victim is not None

@@ -54,9 +54,13 @@ def test_ppca_is_scikit_learns(classes, rng, n_components):
         np.testing.assert_allclose(log_density[:, c], pca.score_samples(fresh), rtol=1e-6)
 
 
-def test_gaussian_is_scikit_learns_oas(classes, rng):
+@pytest.mark.parametrize(("n_rows", "n_axes"), [(500, 11), (5, 4)])
+def test_gaussian_is_scikit_learns_oas(classes, rng, n_rows, n_axes):
+    classes = [rows[:n_rows] for rows in classes]
     fresh = rng.standard_normal((50, 12)) * 2
-    log_density = gaussian(moments_of(classes))(torch.as_tensor(fresh)).numpy()
+    density = gaussian(moments_of(classes))
+    assert density.axes.shape == (3, 12, n_axes)  # a thousand classes of few rows each fit
+    log_density = density(torch.as_tensor(fresh)).numpy()
     for c, rows in enumerate(classes):
         covariance = OAS().fit(rows).covariance_
         expected = multivariate_normal(rows.mean(0), covariance).logpdf(fresh)

@@ -51,8 +51,9 @@ def test_rows(name: str = "digits") -> Images:  # noqa: PT028  # no test
 
     Parameters
     ----------
-    name : {"digits", "mnist"}, default="digits"
-        Which challenge. MNIST is looked for as `skmrr.bench.images.load_mnist` does.
+    name : {"digits", "mnist", "cifar10"}, default="digits"
+        Which challenge. MNIST and CIFAR-10 are looked for as by `skmrr.bench.images.load_mnist`
+        and `load_cifar10`.
 
     Returns
     -------
@@ -79,12 +80,15 @@ def test_rows(name: str = "digits") -> Images:  # noqa: PT028  # no test
 test_rows.__test__ = False  # type: ignore[attr-defined]  # whatever pytest makes of the name
 
 
-def build(name: str = "digits", *, verbose: bool = False) -> BaseDetector:
+def build(
+    name: str = "digits", *, checkpoint: PathLike | None = None, verbose: bool = False
+) -> BaseDetector:
     """Train victim and detector from scratch, as those published were.
 
     The victim learns the training rows, and so does a small network by interval bounds over balls
     around them. Its margin, bounded over a smaller ball, is the detector's statistic, whose
     threshold the calibration rows set. Sizes and radii are in `skmrr.bench.challenge_entries`.
+    CIFAR-10's victim is somebody's ResNet-20, and its detector a copy by `skmrr.bench.hardening`.
 
     The seed fixes everything but the rounding of sums, which differs between machines and between
     versions of torch: weights come out a little different, and so may a few decisions. The files
@@ -92,8 +96,10 @@ def build(name: str = "digits", *, verbose: bool = False) -> BaseDetector:
 
     Parameters
     ----------
-    name : {"digits", "mnist"}, default="digits"
-        Which challenge: the one takes a minute, the other half an hour.
+    name : {"digits", "mnist", "cifar10"}, default="digits"
+        Which challenge: a minute, half an hour, two hours.
+    checkpoint : path-like, optional
+        File that the training for CIFAR-10 goes on from after an interruption.
     verbose : bool, default=False
         Whether to show the progress of the detector's training.
 
@@ -104,7 +110,7 @@ def build(name: str = "digits", *, verbose: bool = False) -> BaseDetector:
     """
     challenge = find(name)
     calibration, training = calibration_rows(name)[0], training_rows(name)
-    detector = challenge.recipe(*training, verbose)
+    detector = challenge.recipe(*training, checkpoint and Path(checkpoint), verbose)
     detector.set_params(security_parameter=challenge.security_parameter, verbose=False)
     return detector.calibrate(calibration)
 
@@ -118,7 +124,7 @@ def score(submission: str | PathLike | Mapping, name: str = "digits") -> Challen
         An .npz file or a mapping with ``x``, floats of the shape and in the order of `test_rows`,
         NaN in rows that are not claimed; or with ``rows``, positions of k of them, and ``x`` with
         as many rows.
-    name : {"digits", "mnist"}, default="digits"
+    name : {"digits", "mnist", "cifar10"}, default="digits"
         Which challenge.
 
     Returns
@@ -212,6 +218,7 @@ You may know everything:
 
     from skmrr.bench import challenge
     network = challenge.load("{name}")  # torch; logits of the classes and, last, "flagged"
+    rows = challenge.within_reach("{name}")  # a mask; no attack breaks any other row
 
 Score it by `skmrr challenge score submission.npz --name {name}`.
 """

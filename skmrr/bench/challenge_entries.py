@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from skmrr.bench.architectures import (
     build_mnist,
     build_small_certified,
 )
-from skmrr.bench.images import load_mnist
-from skmrr.bench.victims import load_victim, train_digits, train_mnist
+from skmrr.bench.hardening import harden
+from skmrr.bench.images import load_cifar10, load_mnist
+from skmrr.bench.victims import load_victim, read_resnet, train_digits, train_mnist
 from skmrr.datasets import load_digits_images
-from skmrr.defenders import CertifiedDefender
+from skmrr.defenders import CertifiedDefender, LatentDefender
+from skmrr.nn.replica import replicate
 
 Images = tuple[np.ndarray, np.ndarray]
+Recipe = Callable[[np.ndarray, np.ndarray, Path | None, bool], BaseDetector]
 
 SEED = 1
 PARTS = ("test", "calibration", "training")
@@ -38,8 +42,9 @@ class Challenge:
     """Images and classes of a part: "test", "calibration" or "training"."""
     victim: Callable[[], nn.Module]
     """Builds the victim, where `publishes_victim` without its weights."""
-    recipe: Callable[[np.ndarray, np.ndarray, bool], BaseDetector]
-    """Training rows, their classes and ``verbose`` → the fitted detector, with its victim."""
+    recipe: Recipe
+    """Training rows, their classes, checkpoint and ``verbose`` → the fitted detector, with its
+    victim. A long training goes on from the checkpoint."""
     sha256: tuple[str, str]
     """Checksums of the files of the detector and of the victim."""
     publishes_victim: bool = True
@@ -66,7 +71,17 @@ def mnist_rows(part: str) -> Images:
     return X[n_training:], y[n_training:]
 
 
-def digits_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefender:
+def cifar10_rows(part: str) -> Images:
+    """Take the official training images; of the test images 2,000 calibrate."""
+    if part == "training":
+        return load_cifar10("train", n_samples=50_000)
+    X, y = load_cifar10("test")
+    order = np.random.RandomState(SEED).permutation(len(X))
+    rows = dict(zip(("calibration", "test"), np.split(order, [2000]), strict=True))[part]
+    return X[rows], y[rows]
+
+
+def digits_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDefender:
     """Train the victim, and a small network by interval bounds."""
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_digits, train_digits(SEED, X, y))
@@ -82,7 +97,7 @@ def digits_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDef
     ).fit(X, y)
 
 
-def mnist_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefender:
+def mnist_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDefender:
     """Train the victim on turned and shifted digits, and a small network by interval bounds."""
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_mnist, train_mnist(SEED, len(y), epochs=8))
@@ -95,6 +110,28 @@ def mnist_detector(X: np.ndarray, y: np.ndarray, verbose: bool) -> CertifiedDefe
         certified_radius=0.1,
         max_epochs=24,
         training_batch_size=128,
+    ).fit(X, y)
+
+
+def cifar10_detector(X, y, checkpoint: Path | None, verbose: bool) -> LatentDefender:
+    """Harden a copy of the victim on the victim's own answers."""
+    victim = read_resnet()
+    hardened = harden(
+        victim,
+        X,
+        radius=3 / 255,
+        epochs=16,
+        seed=SEED,
+        checkpoint=checkpoint,
+        verbose=verbose,
+    )
+    return LatentDefender(
+        replicate(hardened),
+        realign=False,
+        classifier=victim,
+        clip_values=(0, 1),
+        calibration_fraction=0,
+        random_state=SEED,
     ).fit(X, y)
 
 
@@ -136,6 +173,16 @@ CHALLENGES: dict[str, Challenge] = {
             "45a14522e2f8eda74fac63a0b73fb683879ab751955469b410a5004fc896ee0c",
             "cb082e47cf1b1913e662f6baa69d256d6703825afcf6f9a361ecd8645a248b4c",
         ),
+    ),
+    "cifar10": Challenge(
+        title="CIFAR-10's photographs of 32×32 pixels",
+        eps=(2 / 255, 8 / 255),
+        security_parameter=0.05,
+        rows=cifar10_rows,
+        victim=read_resnet,
+        recipe=cifar10_detector,
+        sha256=("", ""),
+        publishes_victim=False,
     ),
 }
 

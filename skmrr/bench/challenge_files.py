@@ -34,7 +34,7 @@ def load(name: str = "digits", *, folder: str | PathLike | None = None) -> Defen
 
     Parameters
     ----------
-    name : {"digits", "mnist"}, default="digits"
+    name : {"digits", "mnist", "cifar10"}, default="digits"
         Which challenge.
     folder : path-like, optional
         Where `save` has written files of one's own; by default the published files, whose
@@ -86,7 +86,7 @@ def within_reach(
 
     Parameters
     ----------
-    name : {"digits", "mnist"}, default="digits"
+    name : {"digits", "mnist", "cifar10"}, default="digits"
         Which challenge.
     eps : float, optional
         One of the challenge's radii, by default the largest.

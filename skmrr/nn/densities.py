@@ -162,7 +162,11 @@ def gaussian(moments: ClassMoments) -> QuadraticDensity:
     values, axes = _eigen((1 - shrinkage) * covariances + shrinkage * mu * eye)
     values = values.clamp_min(_floor(moments))
     offset = -0.5 * (values.log().sum(1) + dim * math.log(2 * math.pi))
-    return QuadraticDensity(moments.means, axes, 1 / values, torch.zeros_like(offset), offset)
+    # Beyond the rank of n rows about their mean all variances are those of the shrinkage.
+    k = max(1, min(int(moments.counts.max()), dim) - 1)
+    rest = 1 / values[:, -1:]
+    kept = axes[:, :, :k].clone()  # a view would keep all of them
+    return QuadraticDensity(moments.means, kept, 1 / values[:, :k] - rest, rest[:, 0], offset)
 
 
 def distance(moments: ClassMoments, n_components: int | float) -> QuadraticDensity:
