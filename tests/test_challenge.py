@@ -397,5 +397,7 @@ def test_files_that_the_wheel_lacks_lie_where_data_sets_do(tmp_path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match=r"SKMRR_DATA.*skmrr/bench/challenges"):
         challenge_files.load("digits")
-    shutil.copytree(original, tmp_path / "data", ignore=shutil.ignore_patterns("mnist-*", "cifar10-*"))
+    shutil.copytree(
+        original, tmp_path / "data", ignore=shutil.ignore_patterns("mnist-*", "cifar10-*")
+    )
     assert challenge_files.load("digits").victim is not None

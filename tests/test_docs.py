@@ -13,12 +13,15 @@ DOCS = ROOT / "docs"
 BUILT = ("_build", "_templates", "gallery", "generated")  # and not for people to write
 LONG = {"results.md"}  # and the reference
 MAX_LINES, MAX_WIDTH = 250, 88
+FIGURES = DOCS / "results" / "explanation"
+MEASURED = re.compile(r"\.\d{2,}|\d %|\d,\d{3}")  # what a cell of a measurement looks like
 
 PAGES = [
     path
     for path in sorted(DOCS.rglob("*.md"))
     if not {*BUILT, "results"} & {*path.relative_to(DOCS).parts[:-1]}
 ]
+EXPLANATION = [path for path in PAGES if path.parent.name == "explanation"]
 PACKAGES = ("", ".art", ".attacks", ".baselines", ".evaluation", ".nn")
 
 
@@ -42,6 +45,19 @@ def blocks_of(text):
 def prose_of(text):
     """Text without its fenced blocks."""
     return re.sub(r"(?ms)^\s*```[^`\n]*\n.*?^\s*```$", "", text)
+
+
+def included_by(path):
+    """Files of the tables that a page takes in as it is built."""
+    tables = (lines for language, lines in blocks_of(path.read_text("utf-8")) if "csv" in language)
+    targets = (re.match(r":file: (\S+)", line) for lines in tables for line in lines)
+    return [(path.parent / target[1]).resolve() for target in targets if target]
+
+
+def typed_figures(text):
+    """Rows of a page's own tables that hold what looks measured."""
+    rows = re.findall(r"(?m)^ *\|.*$", prose_of(text))
+    return [row for row in rows if MEASURED.search(row)]
 
 
 def anchors_of(path):
@@ -142,6 +158,27 @@ def test_figures_are_those_of_the_tables():
     quoted = re.search(r"(?s)<!-- findings.*?-->\n(.*?)\n<!-- end of findings -->", readme)
     assert quoted[1] == findings_text(DOCS / "results")
     assert (DOCS / "results.md").read_text("utf-8") == results_page(DOCS / "results", DOCS)
+
+
+@pytest.mark.skipif(not EXPLANATION, reason="only a checkout has the pages")
+def test_each_table_of_figures_is_on_one_page():
+    included = [file for path in PAGES for file in included_by(path)]
+    assert all(file.is_file() for file in included)
+    figures = [file for file in included if file.parent == FIGURES]
+    assert sorted(figures) == sorted(FIGURES.glob("*.csv"))
+
+
+@pytest.mark.parametrize("path", EXPLANATION, ids=name_of)
+def test_nobody_types_what_was_measured(path):
+    """Explanation takes its tables from docs/results/, whose README says where they are from."""
+    assert not typed_figures(path.read_text("utf-8"))
+
+
+def test_typed_figures_are_found():
+    measured = ["| all | .9990 |", "| 1.16, 1.18 % | – |", "| never | 1,564 |"]
+    words = ["| the paper | this package |", "|---|---|", "| steps of 0.1 | κ = 20 |"]
+    page = "\n".join([*measured, *words, "In prose: 5 %.", "```", "| .9990 |", "```"])
+    assert typed_figures(page) == measured
 
 
 def test_the_readme_is_short():

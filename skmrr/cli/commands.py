@@ -253,8 +253,9 @@ def score(file: SubmissionArgument, name: NameOption = "digits") -> None:
 
 @challenge.command()
 def build(folder: FolderArgument, name: NameOption = "digits") -> None:
-    """Train by the recipe into a folder: a minute for digits, half an hour for MNIST, two hours
-    for CIFAR-10, which goes on from where it was interrupted.
+    """Train by the recipe into a folder: a minute for digits, half an hour for MNIST.
+
+    CIFAR-10 takes two hours, and goes on from where it was interrupted.
     """
     from skmrr.bench import challenge as published
 
