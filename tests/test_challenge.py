@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from skmrr.bench import challenge, challenge_files
 from skmrr.bench.challenge_entries import find
 from skmrr.bench.data_files import find_all
 from skmrr.bench.submissions import BATCH, judge
+from skmrr.bench.victims import RESNET_FILES
 from skmrr.cli import app
 from skmrr.evaluation.bounds import within_reach
 
@@ -60,14 +62,15 @@ def test_the_files_are_the_published_ones_and_small(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_challenge_is_read_without_its_images(name):
-    network = challenge.load(name)
-    assert not network.training
+    if find(name).publishes_victim or find_all(f"weights/{RESNET_FILES[20]}"):
+        assert not challenge.load(name).training
     reach = challenge.within_reach(name)
     attacked = challenge_files.read_victim_file(name)["attacked"].numpy()
     assert reach.shape == attacked.shape
-    assert 0 < reach.sum() < 0.2 * attacked.sum()
     assert (attacked | ~reach).all()
-    assert f"more than {reach.sum()} of them" in challenge.describe(name)
+    is_bounded = name != "cifar10"
+    assert (0 < reach.sum() < 0.2 * attacked.sum()) == is_bounded
+    assert (f"more than {reach.sum()} of them" in challenge.describe(name)) == is_bounded
 
 
 @pytest.mark.skipif(not PAGE.is_file(), reason="only a checkout has the pages")
@@ -78,9 +81,10 @@ def test_the_page_has_the_figures_of_the_files(name):
     )
     _, _, eps, counted, bound, _ = (cell.strip() for cell in row.strip("|").split("|"))
     attacked = challenge_files.read_victim_file(name)["attacked"].numpy()
-    assert float(eps) == max(find(name).eps)
+    assert tuple(float(Fraction(part)) for part in eps.split(", ")) == find(name).eps
     assert int(counted.replace(",", "")) == attacked.sum()
-    assert bound == f"{challenge.within_reach(name).sum() / attacked.sum():.1%}".replace("%", " %")
+    share = challenge.within_reach(name).sum() / attacked.sum()
+    assert bound == ("–" if share == 1 else f"{share:.1%}".replace("%", " %"))
 
 
 def test_unknown_names_and_radii_list_those_there_are():

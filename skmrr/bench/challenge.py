@@ -110,7 +110,8 @@ def build(
     """
     challenge = find(name)
     calibration, training = calibration_rows(name)[0], training_rows(name)
-    detector = challenge.recipe(*training, checkpoint and Path(checkpoint), verbose)
+    path = None if checkpoint is None else Path(checkpoint)
+    detector = challenge.recipe(*training, path, verbose)
     detector.set_params(security_parameter=challenge.security_parameter, verbose=False)
     return detector.calibrate(calibration)
 

@@ -1,10 +1,8 @@
 """Victims: trained from a seed, or read from published weights."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from skmrr.bench.architectures import (
     build_digits,
     build_mnist,
 )
-from skmrr.bench.data_files import data_home
+from skmrr.bench.data_files import advice, find
 from skmrr.bench.images import load_mnist
 
 # Larger batches leave the processor's cache and are slower.
@@ -105,10 +103,10 @@ def read_resnet(depth: int = 20) -> nn.Module:
 
     The file lies where the data sets are, in a folder ``weights``.
     """
-    folder = Path(os.environ.get("SKMRR_DATA") or data_home()).expanduser()
-    path = folder / "weights" / RESNET_FILES[depth]
-    if not path.exists():
-        raise FileNotFoundError(f"Put {path.name} of akamaster/pytorch_resnet_cifar10 at {path}.")
+    name = f"weights/{RESNET_FILES[depth]}"
+    path = find(name)
+    if path is None:
+        raise FileNotFoundError(f"{advice(name)} It is one of akamaster/pytorch_resnet_cifar10.")
     saved = torch.load(path, weights_only=True, map_location="cpu")
     weights = {
         name.removeprefix("module."): value.numpy() for name, value in saved["state_dict"].items()

@@ -142,9 +142,9 @@ class LatentDefender(RealignedDefender):
     @property
     def _depends_on_rows(self) -> bool:
         """Whether it is for the rows to tell if anything is trained."""
-        module = self.module
-        is_copy = isinstance(module, Replica) and module.width == 1
-        return self.realign == "auto" and is_copy and module.scale != 1
+        if self.realign != "auto" or not isinstance(self.module, Replica):
+            return False
+        return self.module.width == 1 and self.module.scale != 1  # a copy, at another size
 
     def _trains_on(self, rows: Rows) -> bool:
         """Whether fit trains the map on rows like these."""
