@@ -151,7 +151,8 @@ class LatentDefender(RealignedDefender):
         if not self._depends_on_rows:
             return self._realigns
         assert isinstance(self.module, Replica)
-        return self.module.scale_for(rows.take([0, 0])) == 1
+        with explaining("module", rows.shape):
+            return self.module.scale_for(rows.take([0, 0])) == 1
 
     def _fit_statistic(self, rows, columns, train, random_state):
         learnt = LearntClasses(columns, train, len(self.classes_))
@@ -240,7 +241,7 @@ class LatentDefender(RealignedDefender):
             # The template of an ensemble's default has a learning rate and radii of "auto".
             radii = "exploration_radius", "transfer_radius"
             self._refuse_unused(
-                *("clustering", "gamma", *set(TRAINING) - {"learning_rate"}),
+                *("clustering", "gamma", *(n for n in TRAINING if n != "learning_rate")),
                 *(name for name in radii if getattr(self, name) != "auto"),
                 because="a copy that sees smaller images is not trained unless realign=True",
             )
