@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from skmrr import FeatureExtractor, LatentDefender, replicate
 from skmrr.nn.latent_statistics import LatentLikelihood
 from skmrr.nn.layers import find_head, find_layer
-from skmrr.nn.tapped import head_input
+from skmrr.nn.statistic import against_others
+from skmrr.nn.tapped import NOTHING, head_input
 
 
 def n_hooks(model):
@@ -704,3 +705,19 @@ def test_a_training_that_diverges_is_an_error(net, digits):
         LatentDefender(
             replicate(net), classifier=net, security_parameter=0.1, learning_rate=1e3
         ).fit(X, digits[1][:300])
+
+
+def test_an_untrained_copy_has_the_classifiers_margin_and_a_trained_one_its_own(net, digits):
+    X, y = digits
+    shared = {"random_state": 0, "security_parameter": 0.05}
+    untrained = LatentDefender(replicate(net), realign=False, **shared).fit(X[:600], y[:600])
+    x, columns = torch.as_tensor(X[600:620]), torch.arange(20) % 10
+    expected = against_others(net(x), columns)
+    margin = untrained.statistic_.at(x, columns, NOTHING)
+    torch.testing.assert_close(margin.float(), expected)
+    trained = LatentDefender(replicate(net), max_epochs=1, **shared).fit(X[:600], y[:600])
+    again = LatentDefender(trained.latent_map_, realign=False, **shared).fit(X[:600], y[:600])
+    for statistic in (trained.statistic_, again.statistic_):
+        margin = statistic.at(x, columns, NOTHING)
+        assert not torch.allclose(margin.float(), expected)
+        torch.testing.assert_close(margin, trained.statistic_.at(x, columns, NOTHING))

@@ -46,7 +46,7 @@ SIZES = {
     "mnist": Sizes(),
     # The black-box attacks take minutes there, and say less than white-box ones.
     "cifar10": Sizes(n_attacked=50, kinds=(*KINDS, *MODERN[:4]), n_adaptive=30, n_timed=256),
-    "imagenette": Sizes(n_attacked=12, n_adaptive=10, n_carlini=10, n_timed=50),
+    "imagenette": Sizes(n_attacked=12, n_adaptive=10, n_carlini=10, n_timed=50, n_changed=100),
 }
 QUICK = Sizes(
     n_attacked=40,

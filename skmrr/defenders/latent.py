@@ -61,7 +61,8 @@ class LatentDefender(RealignedDefender):
         Whether to fine-tune the map. Without, the density alone is fitted. A single class leaves
         nothing to realign. ``"auto"``: unless it is a replica that sees smaller images than the
         classifier does. What fools the classifier seldom fools its copy at another size, and
-        training the copy took from that in our measurements.
+        training the copy took from that in our measurements. The margin of a replica that was
+        never trained is that of the network it is a copy of, whose features keep their norm.
     clustering : {"paper", "program"}, default="paper"
         Clustering loss of the text, or of the authors' released program.
     gamma : float, default=0.01
@@ -196,6 +197,9 @@ class LatentDefender(RealignedDefender):
             )
         latent_map.requires_grad_(False)
         if statistic == "margin":
+            if isinstance(self.module, Replica) and self.module.is_fresh and not is_trained:
+                assert isinstance(latent_map, Replica)
+                latent_map.checkpoint.is_natural = True
             margin = LatentMargin(latent_map)
             # A replica as wide as the classifier starts with all that it knows.
             is_taught = isinstance(latent_map, Replica) and latent_map.width == 1

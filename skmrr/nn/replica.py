@@ -54,20 +54,22 @@ class Checkpoint(LayerChange):
     """Hook that normalises what passes a replica's checkpoint.
 
     The rest of the network was trained on features of their natural norm, so it is given
-    ``scale * φ(x)``. The scale starts as the mean norm on clean rows and is trained.
+    ``scale * φ(x)``. The scale starts as the mean norm on clean rows and is trained. Where nothing
+    is trained, and the logits alone are looked at, the features may keep their norm (`is_natural`).
     """
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.scale = nn.Parameter(torch.zeros((), dtype=dtype))  # zero: not known yet
+        self.is_natural = False
 
     def changed(self, value):
-        """Put the features on the sphere of radius ``scale``."""
+        """Put the features on the sphere of radius ``scale``, unless they keep their norm."""
         scale = torch.where(self.scale > 0, self.scale, 1.0)
         features = functional.normalize(value.flatten(1))
         keep(FEATURES, features)
         keep(NATURAL, value)
-        return (scale * features).view_as(value)
+        return value if self.is_natural else (scale * features).view_as(value)
 
 
 class Replica(LatentMap):
@@ -115,6 +117,11 @@ class Replica(LatentMap):
         if layer is not None and width == scale == 1:
             self._attach(layer)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is as `replicate` made it."""
+        return not self.checkpoint.scale.detach().any()
+
     def prepare(self, x: Tensor) -> None:
         """Find the checkpoint, and narrow and shrink the network, by a pass of a few rows."""
         if self.is_prepared:
@@ -161,7 +168,7 @@ class Replica(LatentMap):
         with torch.no_grad():
             logits, seen = self._run(x)
         check_logits(logits.shape[1], n_classes)
-        if self.checkpoint.scale == 0:
+        if self.is_fresh:
             norms = seen[NATURAL].flatten(1).norm(dim=1)
             nn.init.constant_(self.checkpoint.scale, float(norms.mean()))
 

@@ -94,8 +94,9 @@ class MarginStack(nn.Module):
         self.network = _stack(networks) if len(networks) > 1 else networks[0]
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.checkpoint = StackedCheckpoint([part.checkpoint.scale for part in replicas.values()])
-        assert first.layer is not None
-        self.checkpoint.attach(self.network, first.layer)
+        if not first.checkpoint.is_natural:
+            assert first.layer is not None
+            self.checkpoint.attach(self.network, first.layer)
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -111,7 +112,9 @@ class MarginStack(nn.Module):
         for k, statistic in enumerate(statistics):
             if isinstance(statistic, LatentMargin) and isinstance(statistic.latent_map, Replica):
                 replica = statistic.latent_map
-                alike[replica.layer, str(replica.network)][k] = replica
+                alike[replica.layer, replica.checkpoint.is_natural, str(replica.network)][k] = (
+                    replica
+                )
         for group in sorted(alike.values(), key=len, reverse=True):
             if (stack := _try_stack(group, row_shape)) is not None:
                 return stack
