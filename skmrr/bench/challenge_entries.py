@@ -120,7 +120,7 @@ def cifar10_detector(X, y, checkpoint: Path | None, verbose: bool) -> LatentDefe
         victim,
         X,
         radius=3 / 255,
-        epochs=16,
+        epochs=14,
         seed=SEED,
         checkpoint=checkpoint,
         verbose=verbose,
@@ -181,7 +181,10 @@ CHALLENGES: dict[str, Challenge] = {
         rows=cifar10_rows,
         victim=read_resnet,
         recipe=cifar10_detector,
-        sha256=("", ""),
+        sha256=(
+            "98f18af9e0db6c6d6c968ff9ec4fcd7a165b507fb0dd76eac1d1c85ace5615f0",
+            "1d6064ff9fe69f8fa6a6e1cbc2eb8c88985d41b02236059bc89e5e0b49766c24",
+        ),
         publishes_victim=False,
     ),
 }
