@@ -98,3 +98,17 @@ def test_densities_of_some_classes_at_a_time_are_those_of_all(classes, monkeypat
             apart = LatentDefender(density=density, **params).fit(X.numpy(), y)
         # but for the least variance of all, which is that of each part
         np.testing.assert_allclose(whole.risk(X), apart.risk(X), atol=0.02)
+
+
+@pytest.mark.parametrize("fit", [gaussian, lambda m: distance(m, 0.9)])
+def test_many_classes_are_scored_some_rows_at_a_time(classes, rng, monkeypatch, fit):
+    density = fit(moments_of(classes))
+    fresh = torch.as_tensor(rng.standard_normal((50, 12)))
+    whole = density(fresh)
+    monkeypatch.setattr("skmrr.nn.densities.MOST_PROJECTIONS", 100)
+    seen = []
+    monkeypatch.setattr(
+        density, "_of_some", lambda x, f=density._of_some: seen.append(len(x)) or f(x)
+    )
+    torch.testing.assert_close(density(fresh), whole)
+    assert max(seen) * density.projected_means.numel() <= 100

@@ -16,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skmrr.nn.statistic import in_parts
+
 VARIANCE_FLOOR = 1e-6  # of a class, as a share of the mean variance of all features
+MOST_PROJECTIONS = 2**24  # onto the axes of all classes that are held at a time
 
 
 class ClassMoments:
@@ -83,12 +86,17 @@ class QuadraticDensity(nn.Module):
         self.register_buffer("weights", weights)  # classes k
         self.register_buffer("residual_weight", residual_weight)  # classes
         self.register_buffer("offset", offset)  # classes
-        full = axes.expand(len(means), -1, -1)
-        self.register_buffer("projected_means", torch.einsum("cd,cdk->ck", means, full))
+        is_shared = len(axes) == 1  # which an einsum would copy for each class
+        projected = means @ axes[0] if is_shared else torch.einsum("cd,cdk->ck", means, axes)
+        self.register_buffer("projected_means", projected)
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """Return log p(φ | c), up to a constant shared by all classes for `distance`."""
         features = features.to(self.means.dtype)
+        n = max(1, MOST_PROJECTIONS // max(1, self.projected_means.numel()))
+        return torch.cat([self._of_some(part) for (part,) in in_parts(n, features)])
+
+    def _of_some(self, features: Tensor) -> Tensor:
         if len(self.axes) == 1:
             projected = (features @ self.axes[0])[:, None, :]  # batch 1 k
         else:
