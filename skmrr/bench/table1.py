@@ -167,9 +167,9 @@ SAID = {
     "imagenette": (
         "The victim is given; all seeds share one fit of each detector, on 2,000 images, and draw "
         "which test images calibrate and which are attacked, so that their test images overlap. "
-        "The kinds of members were chosen on attacks on MNIST and CIFAR-10, the size of the copy on "
-        "photographs of a thousand classes, and that it is not trained, and keeps the norm of its "
-        "features, by looking at seeds 1 and 2."
+        "The kinds of members were chosen on attacks on MNIST and CIFAR-10, the size of the copy "
+        "on photographs of a thousand classes, and that it is not trained, and keeps the norm of "
+        "its features, by looking at seeds 1 and 2."
     ),
 }
 
