@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 from typer.testing import CliRunner
 
-from skmrr import LatentDefender, MRREnsemble
+from skmrr import LatentDefender, MRREnsemble, replicate
 from skmrr.art import Attack, paper_attacks
 from skmrr.base import BaseDetector
 from skmrr.bench import figures, report, sizes, systems, transferability, victims
@@ -329,6 +329,7 @@ def test_an_unknown_detector_is_named(untrained):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_names_are_those_of_the_detectors(untrained, name, monkeypatch):
     monkeypatch.setattr(systems, "read_resnet", ResNet)
+    monkeypatch.setattr(systems, "_hardened", replicate)  # the published one is of ResNet-20
     detectors = unfitted(dataclasses.replace(untrained, name=name))
     assert {*detectors, WITH_NOISE} == set(detectors_on(name))
     assert detectors_on(name)[:2] == [ENSEMBLE, WITH_NOISE]
