@@ -272,14 +272,15 @@ class MRREnsemble(BaseComposition, BaseDetector):
         """Clones of the members, given what they take from the ensemble."""
         members = [clone(member) for member in members]
         new = [(detector_of(m), isinstance(m, Pipeline)) for m in members if not is_frozen(m)]
+        latent = [detector for detector, _ in new if isinstance(detector, LatentDefender)]
+        measured = [
+            detector
+            for detector in latent
+            if "auto" in (detector.exploration_radius, detector.transfer_radius)
+            and detector._trains_on(rows)
+        ]
         for name, share in (("exploration_radius", TWENTIETH), ("transfer_radius", HALF)):
-            explorers = [
-                detector
-                for detector, _ in new
-                if isinstance(detector, LatentDefender)
-                and getattr(detector, name) == "auto"
-                and detector._trains_on(rows)
-            ]
+            explorers = [detector for detector in measured if getattr(detector, name) == "auto"]
             if explorers and self.classifier is not None:  # measured once for all
                 radius = measure_tolerance(
                     self.classifier, rows, train, self.clip_values, random_state, share

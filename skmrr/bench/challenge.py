@@ -81,7 +81,7 @@ test_rows.__test__ = False  # type: ignore[attr-defined]  # whatever pytest make
 
 
 def build(
-    name: str = "digits", *, checkpoint: PathLike | None = None, verbose: bool = False
+    name: str = "digits", *, checkpoint: str | PathLike | None = None, verbose: bool = False
 ) -> BaseDetector:
     """Train victim and detector from scratch, as those published were.
 
@@ -110,8 +110,7 @@ def build(
     """
     challenge = find(name)
     calibration, training = calibration_rows(name)[0], training_rows(name)
-    path = None if checkpoint is None else Path(checkpoint)
-    detector = challenge.recipe(*training, path, verbose)
+    detector = challenge.recipe(*training, checkpoint, verbose)
     detector.set_params(security_parameter=challenge.security_parameter, verbose=False)
     return detector.calibrate(calibration)
 

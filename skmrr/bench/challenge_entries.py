@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from skmrr.defenders import CertifiedDefender, LatentDefender
 from skmrr.nn.replica import replicate
 
 Images = tuple[np.ndarray, np.ndarray]
-Recipe = Callable[[np.ndarray, np.ndarray, Path | None, bool], BaseDetector]
+Checkpoint = str | PathLike | None
+Recipe = Callable[[np.ndarray, np.ndarray, Checkpoint, bool], BaseDetector]
 
 SEED = 1
 PARTS = ("test", "calibration", "training")
@@ -81,7 +82,7 @@ def cifar10_rows(part: str) -> Images:
     return X[rows], y[rows]
 
 
-def digits_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDefender:
+def digits_detector(X, y, checkpoint: Checkpoint, verbose: bool) -> CertifiedDefender:
     """Train the victim, and a small network by interval bounds."""
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_digits, train_digits(SEED, X, y))
@@ -97,7 +98,7 @@ def digits_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDe
     ).fit(X, y)
 
 
-def mnist_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDefender:
+def mnist_detector(X, y, checkpoint: Checkpoint, verbose: bool) -> CertifiedDefender:
     """Train the victim on turned and shifted digits, and a small network by interval bounds."""
     with torch.random.fork_rng(devices=[]):
         victim = load_victim(build_mnist, train_mnist(SEED, len(y), epochs=8))
@@ -113,7 +114,7 @@ def mnist_detector(X, y, checkpoint: Path | None, verbose: bool) -> CertifiedDef
     ).fit(X, y)
 
 
-def cifar10_detector(X, y, checkpoint: Path | None, verbose: bool) -> LatentDefender:
+def cifar10_detector(X, y, checkpoint: Checkpoint, verbose: bool) -> LatentDefender:
     """Harden a copy of the victim on the victim's own answers."""
     victim = read_resnet()
     hardened = harden(

@@ -18,8 +18,7 @@ L. Beyer et al., "Knowledge distillation: A good teacher is patient and consiste
 """
 
 import copy
-import math
-import os
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from skmrr.bench.augmentation import Augmented
+from skmrr.nn.exploration import one_cycle
+from skmrr.whole_files import replaced
 
 BATCH = 128
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 KEPT = 0.999  # share of the averaged weights that a step leaves
 WARM_UP, GROWING = 0.1, 0.3  # shares of the training in which learning rate and balls grow
 MIXED = 0.5  # share of the images that are mixed
+STATES = ("network", "average", "optimizer", "schedule")  # what a training goes on from
 
 
 def harden(
@@ -49,7 +51,7 @@ def harden(
     epochs: int,
     learning_rate: float = 0.05,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: str | PathLike | None = None,
     verbose: bool = False,
 ) -> nn.Module:
     """Train a copy of a classifier to give the classifier's answers in balls around images.
@@ -68,7 +70,7 @@ def harden(
         Peak of SGD's.
     seed : int, default=0
         Of the global generator, which is left as it was.
-    checkpoint : Path, optional
+    checkpoint : path-like, optional
         File that the training goes on from after an interruption, written once an epoch.
     verbose : bool, default=False
         Whether to show progress.
@@ -84,14 +86,15 @@ def harden(
             Augmented(X, shift=4, mirror=True), batch_size=BATCH, shuffle=True, drop_last=True
         )
         training = _Training(victim, radius, learning_rate, epochs * len(loader))
-        if checkpoint is not None and checkpoint.exists():
-            training.load(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and path.exists():
+            training.load(path)
         done = training.schedule.last_epoch // len(loader)
         for _ in tqdm(range(done, epochs), initial=done, total=epochs, disable=not verbose):
             for x in loader:
                 training.step(x.contiguous(memory_format=torch.channels_last))
-            if checkpoint is not None:
-                training.save(checkpoint)
+            if path is not None:
+                training.save(path)
         return training.average.module.eval()
 
 
@@ -117,7 +120,9 @@ class _Training:
             momentum=MOMENTUM,
             nesterov=True,
         )
-        self.schedule = LambdaLR(self.optimizer, lambda step: _rate(step / n_steps))
+        self.schedule = LambdaLR(
+            self.optimizer, lambda step: one_cycle(step / n_steps, warm_up=WARM_UP)
+        )
 
     def step(self, x: Tensor) -> None:
         """Learn the victim's answers to a batch at points near its images."""
@@ -152,24 +157,13 @@ class _Training:
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all."""
-        state = {name: getattr(self, name).state_dict() for name in _STATES}
-        new = path.with_suffix(".new")
-        torch.save(state | {"generator": torch.get_rng_state()}, new)
-        os.replace(new, path)
+        state = {name: getattr(self, name).state_dict() for name in STATES}
+        with replaced(path) as beside:
+            torch.save(state | {"generator": torch.get_rng_state()}, beside)
 
     def load(self, path: Path) -> None:
         """Go on from a state."""
         state = torch.load(path, weights_only=True)
-        for name in _STATES:
+        for name in STATES:
             getattr(self, name).load_state_dict(state[name])
         torch.set_rng_state(state["generator"])
-
-
-_STATES = ("network", "average", "optimizer", "schedule")
-
-
-def _rate(progress: float) -> float:
-    """Share of the peak learning rate: up along a line, then down along a cosine."""
-    if progress < WARM_UP:
-        return progress / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))

@@ -45,6 +45,7 @@ from skmrr.defenders import (
     NoiseDefender,
     default_defenders,
 )
+from skmrr.defenders.defaults import default_template
 from skmrr.ensemble import MRREnsemble
 from skmrr.nn.placement import seeded
 from skmrr.nn.replica import LatentMap
@@ -250,16 +251,12 @@ def with_noise(ensemble: MRREnsemble, problem: Problem) -> MRREnsemble:
 
 
 def _ours(problem: Problem, shared: dict, quick: bool) -> dict[str, BaseDetector]:
-    template: dict[str, Any] = {
-        "exploration_radius": "auto",
-        "transfer_radius": "auto",
-        "learning_rate": 3e-3,
-    }
+    template = default_template(problem.victim)
     if problem.name == "cifar10":
-        template |= {"max_epochs": 4, "training_batch_size": 128}
+        template.set_params(max_epochs=4, training_batch_size=128)
     if quick and problem.name != "imagenette":  # which trains nothing
-        template["max_epochs"] = 2
-    ensemble = MRREnsemble(estimator=LatentDefender(**template), **shared)
+        template.set_params(max_epochs=2)
+    ensemble = MRREnsemble(estimator=template, **shared)
     if CERTIFIED not in detectors_on(problem.name):
         return {ENSEMBLE: ensemble}
     build, certified = CERTIFIED_PARAMS[problem.name]

@@ -137,10 +137,6 @@ class LatentDefender(RealignedDefender):
         return bool(self.realign)
 
     @property
-    def _n_parts(self):
-        return None if self._depends_on_rows else super()._n_parts
-
-    @property
     def _depends_on_rows(self) -> bool:
         """Whether it is for the rows to tell if anything is trained."""
         if self.realign != "auto" or not isinstance(self.module, Replica):

@@ -58,7 +58,7 @@ class Explorer(ABC):
 
     def learning_rate(self, progress: float) -> float:
         """Share of the peak: up in the first fifth, then down along a cosine."""
-        return progress / 0.2 if progress < 0.2 else _cosine((progress - 0.2) / 0.8)
+        return one_cycle(progress, warm_up=0.2)
 
 
 class RowsAlone(Explorer):
@@ -237,6 +237,13 @@ class IntervalExplorer(Explorer):
         if progress < self.ramp:
             return min(1.0, progress / 0.02)
         return _cosine((progress - self.ramp) / (1 - self.ramp))
+
+
+def one_cycle(progress: float, warm_up: float) -> float:
+    """Share of the peak learning rate: up along a line, then down along a cosine."""
+    if progress < warm_up:
+        return progress / warm_up
+    return _cosine((progress - warm_up) / (1 - warm_up))
 
 
 def _cosine(progress: float) -> float:
